@@ -1,0 +1,47 @@
+# Every target is a line one could type. `make PYTHON=python3.12 setup` takes another interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint test-gpu viz lock clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.installed  ## Build .venv from requirements.lock, unless it is up to date
+
+demo: setup  ## Run row dsd_b on embedded digits, from images to table, on a CPU
+	$(BIN)/kedro run --env=tiny --pipelines=dsd_b
+	@echo "Table and pictures:" && find data/tiny/08_reporting -type f | sort
+
+test: lint  ## Check everything that needs neither a GPU nor patience
+	$(BIN)/pytest -m "not gpu and not slow"
+
+lint: setup  ## Check style, types and architecture
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test-gpu: setup  ## Run the tests that need a CUDA device
+	$(BIN)/pytest -m gpu
+
+viz: setup  ## Look at the graph in a browser
+	$(BIN)/kedro viz run
+
+lock: $(BIN)/uv  ## Write requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --no-header --no-emit-index-url --no-annotate -o requirements.lock
+
+clean:  ## Remove caches and the demo's data; keep .venv and all other data
+	rm -rf build dist data/tiny .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "selfdistill needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 setup" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+
+.venv/.installed: requirements.lock pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip install --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
+	@touch $@

@@ -1,0 +1,145 @@
+"""All parameters of the project, checked as a whole: rows, data sets, teachers, the rest."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from selfdistill.base_config import Config
+from selfdistill.data.config import PreprocessConfig
+from selfdistill.distributed_config import DistributedConfig
+from selfdistill.methods.config import MethodConfig
+from selfdistill.metrics.config import EvaluationConfig
+from selfdistill.networks.config import NetworkConfig, TeacherConfig
+from selfdistill.pipelines.sample.config import SampleConfig
+from selfdistill.pipelines.train.config import TrainConfig
+
+_SETTINGS = ("distributed", "evaluation", "teachers")
+
+
+class DatasetConfig(Config):
+    """A data set: a key of `datasets.yml` and a Kedro namespace.
+
+    Attributes:
+        raw: Name of the raw images, catalog entry `raw.<name>`.
+        generate: Embedded images that a node writes there first.
+        teacher: Key of `teachers.yml`.
+        preprocess: Parameters of the preprocess stage.
+    """
+
+    raw: str
+    generate: str | None = None
+    teacher: str
+    preprocess: PreprocessConfig
+
+
+class PaperConfig(Config):
+    """The figures we are held to. Every key of a sampling is a metric.
+
+    Attributes:
+        params: Parameters of the network.
+        plain: Figures without guidance.
+        guided: Figures with guidance.
+    """
+
+    params: int
+    plain: dict[str, float] = {}
+    guided: dict[str, float] = {}
+
+
+class RowConfig(Config):
+    """A line of a paper's table: one run, one Kedro namespace.
+
+    Attributes:
+        paper: The paper's figures.
+        data: Key of `datasets.yml`.
+        network: The architecture.
+        method: The objective.
+        train: The loop's parameters.
+        samplings: Samplings of the one checkpoint, by name.
+    """
+
+    paper: PaperConfig
+    data: str
+    network: NetworkConfig
+    method: MethodConfig
+    train: TrainConfig
+    samplings: dict[str, SampleConfig] = Field(min_length=1)
+
+
+class ProjectConfig(Config):
+    """Everything under `parameters`, sorted into what it is.
+
+    A top-level key with a `raw` is a data set; the settings have fixed names; a key that
+    starts with an underscore is a YAML anchor; any other key is a row.
+    """
+
+    distributed: DistributedConfig
+    evaluation: EvaluationConfig
+    teachers: dict[str, TeacherConfig]
+    datasets: dict[str, DatasetConfig]
+    rows: dict[str, RowConfig]
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
+        """Validate Kedro's parameters.
+
+        Raises:
+            ValueError: Naming each wrong key or value by its full path.
+        """
+        missing = [name for name in _SETTINGS if name not in parameters]
+        if missing:
+            raise ValueError(f"conf: parameters {', '.join(missing)} are missing")
+        rest = {
+            name: value
+            for name, value in parameters.items()
+            if name not in _SETTINGS and not name.startswith("_")
+        }
+        datasets = {name: v for name, v in rest.items() if isinstance(v, Mapping) and "raw" in v}
+        rows = {name: value for name, value in rest.items() if name not in datasets}
+        settings = {name: parameters[name] for name in _SETTINGS}
+        try:
+            return cls(**settings, datasets=datasets, rows=rows)
+        except ValidationError as error:
+            raise ValueError(_explain(error)) from None
+
+    @model_validator(mode="after")
+    def _references_hold(self) -> Self:
+        for name, dataset in self.datasets.items():
+            if dataset.teacher not in self.teachers:
+                raise ValueError(
+                    f"{name}.teacher: no teacher {dataset.teacher!r}; teachers.yml has "
+                    f"{', '.join(self.teachers)}"
+                )
+        for name, row in self.rows.items():
+            if row.data not in self.datasets:
+                raise ValueError(
+                    f"{name}.data: no data set {row.data!r}; datasets.yml has "
+                    f"{', '.join(self.datasets)}"
+                )
+            dataset, network = self.datasets[row.data], row.network.root
+            pairs = (
+                ("resolution", network.resolution, dataset.preprocess.resolution),
+                ("num_classes", network.num_classes, dataset.preprocess.num_classes),
+                ("teacher_dim", network.teacher_dim, self.teachers[dataset.teacher].dim),
+            )
+            for key, ours, theirs in pairs:
+                if ours != theirs:
+                    raise ValueError(
+                        f"{name}.network.{key} is {ours}, but data set {row.data} has {theirs}"
+                    )
+        return self
+
+
+def _explain(error: ValidationError) -> str:
+    """Return one line a mistake: its path as written in the YAML, what is wrong, the value."""
+    lines = []
+    for mistake in error.errors():
+        path = ".".join(str(part) for part in mistake["loc"] if part not in ("rows", "datasets"))
+        message = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden":
+            message = "unknown key"
+        elif mistake["type"] not in ("missing", "value_error"):
+            message += f" (got {mistake['input']!r})"
+        lines.append(f"{path}: {message}" if path else message)
+    return "conf: " + "\n      ".join(lines)

@@ -1,0 +1,76 @@
+"""Bytes of an image file -> pixels of a square image, as guided-diffusion (ADM) does it.
+
+Every reference statistic published for ImageNet at 64, 256 and 512 was made of images cropped
+this way, so the crop is part of the metric's protocol: another filter, another rounding or another
+reading of orientation and colour profiles is another data set.
+"""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 178_956_970  # more than this Pillow refuses to decode, and we to scale
+
+
+def decode_rgb(data: bytes) -> Image.Image:
+    """Decode an image file to RGB; EXIF orientation and ICC profile are ignored, as in ADM.
+
+    Args:
+        data: The content of the file.
+
+    Returns:
+        RGB image, whole.
+
+    Raises:
+        ValueError: If the file is empty, truncated, not an image, or would decode to more than
+            `MAX_PIXELS`. The message is the reason, the same on every run and machine.
+    """
+    if not data:
+        raise ValueError("empty file")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return image.convert("RGB")
+    except UnidentifiedImageError:  # its own message holds a memory address
+        raise ValueError("not an image in a format that Pillow reads") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"refused to decode: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # on broken files, decoders raise whatever their parser runs into
+        raise ValueError(f"cannot be decoded: {str(error) or type(error).__name__}") from error
+
+
+def adm_center_crop(image: Image.Image, size: int) -> np.ndarray:
+    """Scale the shorter side to `size` and cut the centre, as ADM does.
+
+    Halve with a box filter while the shorter side is at least 2 `size`, then scale by bicubic
+    interpolation; the cut starts at floor((side - size) / 2).
+
+    Args:
+        image: RGB image of any size.
+        size: Side of the result in pixels.
+
+    Returns:
+        uint8 pixels, (size, size, 3).
+
+    Raises:
+        ValueError: If the image is so elongated that scaling it would exceed `MAX_PIXELS`.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"refused to scale {image.width} x {image.height} pixels to {width} x {height}: "
+            f"more than {MAX_PIXELS:,}"
+        )
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))  # (H, W, 3)
+    top, left = (height - size) // 2, (width - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+CROPS: dict[str, Callable[[Image.Image, int], np.ndarray]] = {"adm": adm_center_crop}

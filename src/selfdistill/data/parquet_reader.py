@@ -1,0 +1,191 @@
+"""Raw images in Parquet files, laid out as Hugging Face's `datasets` writes them."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from selfdistill.data.readers import RawImage, digest_of
+
+_ROWS_PER_READ = 64
+_NAME_OF_SPLIT = re.compile(r"(.+)-\d+-of-\d+\.parquet")
+_IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")
+
+
+@dataclass(frozen=True)
+class _ParquetFile:
+    name: str
+    size: int
+    num_rows: int
+
+    def key(self, row: int) -> str:
+        return f"{self.name.removesuffix('.parquet')}/{row:06d}"
+
+    def source(self, row: int) -> str:
+        return f"{self.name}:{row}"
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetReader:
+    """Rows of Parquet files as `datasets` writes them: a struct column of images, a label column.
+
+    Attributes:
+        root: Folder of the files.
+        class_names: Names in the order of the labels.
+        column: Name of the image column.
+        files: The files in order.
+        labels: Class indices of this reader's rows, (N,), int64.
+        first: Place of its first row among the rows of all files.
+    """
+
+    root: Path
+    class_names: list[str]
+    column: str
+    files: tuple[_ParquetFile, ...] = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    first: int = 0
+
+    @classmethod
+    def scan(cls, path: Path, split: str | None) -> Self:
+        """Index a file, or the files of a folder that belong to a split.
+
+        Raises:
+            ValueError: If there are no such files or several splits to choose from, a column is
+                missing, or a label is null, negative or beyond the class names.
+        """
+        root = path if path.is_dir() else path.parent
+        indexed = [_index_parquet(root, name) for name in _parquet_names(path, split)]
+        files, labels, columns, class_names = zip(*indexed, strict=True)
+        every = np.concatenate(labels)
+        if not len(every):
+            raise ValueError(f"{path}: the Parquet files have no rows")
+        names = class_names[0] or [str(label) for label in range(every.max() + 1)]
+        if every.min() < 0 or every.max() >= len(names):
+            raise ValueError(
+                f"{path}: labels range over [{every.min()}, {every.max()}], but there are "
+                f"{len(names)} classes; is this a test split without labels?"
+            )
+        return cls(root, names, columns[0], files, every)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of file names, sizes, row counts and labels."""
+        facts = [f"{file.name}\0{file.size}\0{file.num_rows}" for file in self.files]
+        return digest_of([*self.class_names, *facts, self.labels.tobytes().hex()])
+
+    def iterate(self, start: int = 0, stop: int | None = None) -> Iterator[RawImage]:
+        """Read images [start, stop) in order, a row group at most in memory.
+
+        Raises:
+            OSError: If a file cannot be read.
+        """
+        start, stop, _ = slice(start, stop).indices(len(self))
+        begin, end, row = self.first + start, self.first + stop, 0
+        for file in self.files:
+            first, last = max(begin - row, 0), min(end - row, file.num_rows)
+            for number, data in self._images(file, first, last):
+                label = int(self.labels[row + number - self.first])
+                yield RawImage(file.key(number), label, file.source(number), data)
+            row += file.num_rows
+
+    def part(self, start: int, stop: int) -> Self:
+        """Return a reader of images [start, stop) only."""
+        return replace(self, labels=self.labels[start:stop], first=self.first + start)
+
+    def sources(self) -> dict[str, tuple[str, int]]:
+        """Return the source and the label of each key."""
+        rows = [(file, number) for file in self.files for number in range(file.num_rows)]
+        mine = rows[self.first : self.first + len(self)]
+        return {
+            file.key(number): (file.source(number), int(label))
+            for (file, number), label in zip(mine, self.labels, strict=True)
+        }
+
+    def _images(self, file: _ParquetFile, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+        """Read rows [start, stop) of a file: their numbers and bytes."""
+        import pyarrow.parquet as pq
+
+        if start >= stop:
+            return
+        with pq.ParquetFile(self.root / file.name) as source:
+            sizes = [
+                source.metadata.row_group(group).num_rows for group in range(source.num_row_groups)
+            ]
+            bounds = np.cumsum([0, *sizes])
+            groups = np.flatnonzero((bounds[1:] > start) & (bounds[:-1] < stop))
+            number = int(bounds[groups[0]])
+            for batch in source.iter_batches(
+                _ROWS_PER_READ, row_groups=groups.tolist(), columns=[f"{self.column}.bytes"]
+            ):
+                for value in batch.column(0).field("bytes"):
+                    if start <= number < stop:
+                        yield number, value.as_py() or b""
+                    number += 1
+
+
+def _parquet_names(path: Path, split: str | None) -> list[str]:
+    """Return the names of the Parquet files of a split, sorted.
+
+    Raises:
+        ValueError: If there are none, or several splits and none is asked for.
+    """
+    every = [path.name] if path.is_file() else sorted(file.name for file in path.iterdir())
+    every = [name for name in every if name.endswith(".parquet") and not name.startswith(".")]
+    names = [name for name in every if split is None or name.startswith((f"{split}-", f"{split}."))]
+    if not names:
+        raise ValueError(
+            f"{path}: no Parquet files{f' of split {split}' if split else ''}; found: "
+            f"{', '.join(every[:5]) or 'none at all'}"
+        )
+    splits = {match[1] for name in names if (match := _NAME_OF_SPLIT.fullmatch(name))}
+    if split is None and len(splits) > 1:
+        raise ValueError(
+            f"{path}: holds the splits {', '.join(sorted(splits))}; choose one with split: in the "
+            "catalog entry"
+        )
+    return names
+
+
+def _index_parquet(root: Path, name: str) -> tuple[_ParquetFile, np.ndarray, str, list[str] | None]:
+    """Return what a Parquet file says of itself: size, labels, image column, class names."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = root / name
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a whole Parquet file: {error}") from error
+    with file:
+        schema = file.schema_arrow
+        image = next((column for column in _IMAGE_COLUMNS if column in schema.names), None)
+        label = next((column for column in _LABEL_COLUMNS if column in schema.names), None)
+        if image is None or label is None:
+            raise ValueError(
+                f"{path}: needs a column {' or '.join(_IMAGE_COLUMNS)} and a column "
+                f"{' or '.join(_LABEL_COLUMNS)}; found: {', '.join(schema.names)}"
+            )
+        if not pa.types.is_struct(kind := schema.field(image).type) or "bytes" not in kind.names:
+            raise ValueError(f"{path}: column {image} is {kind}, not a struct with bytes")
+        if not pa.types.is_integer(kind := schema.field(label).type):
+            raise ValueError(f"{path}: column {label} is {kind}, not an integer")
+        values = file.read(columns=[label]).column(0)
+    if values.null_count:
+        raise ValueError(f"{path}: column {label} is null in {values.null_count} rows")
+    indexed = _ParquetFile(name, path.stat().st_size, len(values))
+    return indexed, values.to_numpy().astype(np.int64), image, _class_names(schema.metadata, label)
+
+
+def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> list[str] | None:
+    """Return the class names in the metadata that `datasets` writes; None if there are none."""
+    about = json.loads((metadata or {}).get(b"huggingface", b"{}"))
+    names = about.get("info", {}).get("features", {}).get(label, {}).get("names")
+    return None if names is None else list(names)

@@ -1,0 +1,44 @@
+"""Solvers of the probability-flow ODE dz/dt = v(z, t) from t = 0 (noise) to t = 1 (data)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Velocity = Callable[[Tensor, float], Tensor]
+"""v(z, t): the state (N, ...) and one flow time for all of it, to the velocity (N, ...)."""
+
+
+def shift_time(t: Tensor, shift: float) -> Tensor:
+    """Return t' = s t / (1 + (s - 1) t), which fixes 0 and 1 (Esser et al., arXiv:2403.03206).
+
+    Args:
+        t: Flow times in [0, 1].
+        shift: s > 0. SD3 writes it for reversed time; its alpha is 1 / s here.
+    """
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def time_points(num_steps: int, shift: float = 1.0) -> list[float]:
+    """Return the num_steps + 1 shifted times from 0 to 1, computed in float64."""
+    return [float(t) for t in shift_time(torch.linspace(0, 1, num_steps + 1, dtype=torch.float64), shift)]
+
+
+def euler(velocity: Velocity, eps: Tensor, times: list[float]) -> Tensor:
+    """Integrate with z += (t_next - t) v(z, t), first order.
+
+    Args:
+        velocity: Right-hand side.
+        eps: State at times[0], (N, ...).
+        times: Increasing flow times.
+
+    Returns:
+        State at times[-1], (N, ...).
+    """
+    z = eps
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        z = z + (t_next - t) * velocity(z, t)
+    return z
+
+
+SOLVERS: dict[str, Callable[[Velocity, Tensor, list[float]], Tensor]] = {"euler": euler}

@@ -1,0 +1,180 @@
+"""Ranks: how they are started, and the few things they say to each other.
+
+The only module that imports `torch.distributed`. A node starts ranks with `launch`; each of them
+runs `python -m selfdistill.worker SPEC`, the command that `torchrun` runs on several hosts.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record as record_errors
+
+from selfdistill.distributed_config import DistributedConfig
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its ranks.
+
+    Attributes:
+        rank: Number of this process.
+        size: Number of processes.
+        device: Where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that logs and writes."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank; ranks must call it together."""
+        if self.size == 1:
+            return flag
+        value = torch.tensor(int(flag))  # on the CPU: gloo carries it, no GPU has to wait
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return bool(value)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean over ranks of a tensor, in float32."""
+        if self.size == 1:
+            return value.float()
+        value = value.float().clone()
+        dist.all_reduce(value)
+        return value / self.size
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """Wrap a module whose trained parameters get the mean gradient of all ranks."""
+        if self.size == 1:
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(
+            module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+
+    @contextmanager
+    def synchronised(self, module: nn.Module, *, last: bool) -> Iterator[None]:
+        """Run a backward pass that exchanges gradients only if it is the `last` of a step."""
+        if last or self.size == 1:
+            yield
+        else:
+            with module.no_sync():  # type: ignore[operator]
+                yield
+
+
+def pick_device(name: str) -> str:
+    """Resolve "auto"; raise ValueError when CUDA is asked for and absent."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("distributed.device is 'cuda', but torch sees no GPU; use 'auto' or 'cpu'")
+    return name
+
+
+def num_ranks(config: DistributedConfig) -> int:
+    """Return how many ranks `launch` starts."""
+    if config.num_ranks != "auto":
+        return config.num_ranks
+    return torch.cuda.device_count() if pick_device(config.device) == "cuda" else 1
+
+
+def launch(run: Callable[[Path, World], None], spec: Path, config: DistributedConfig) -> None:
+    """Run `run(spec, world)` on every rank and wait.
+
+    One CPU rank runs in this process. Otherwise each rank is a process of its own, started by
+    torch elastic on `python -m selfdistill.worker`, which finds `run` by the name of its module.
+
+    Args:
+        run: A module-level function of `selfdistill`.
+        spec: The JSON file that tells it what to do.
+        config: The machine.
+
+    Raises:
+        RuntimeError: If a rank failed; the message is that of the first failed rank.
+    """
+    device, size = pick_device(config.device), num_ranks(config)
+    if size == 1 and device == "cpu":
+        run(spec, World(0, 1, torch.device("cpu")))
+        return
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=size,
+        run_id=spec.parent.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=tempfile.mkdtemp(prefix="selfdistill-ranks-")),
+    )
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // size))}
+    before = {name: os.environ.get(name) for name in threads}
+    os.environ.update({name: value for name, value in threads.items() if before[name] is None})
+    command = (sys.executable,)
+    target = f"{run.__module__}:{run.__qualname__}"
+    try:
+        elastic_launch(settings, *command)(
+            "-u", "-m", "selfdistill.worker", target, str(spec), device, str(os.getpid())
+        )
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise RuntimeError(f"rank {rank} failed: {failure.message}") from error
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """Join the ranks that torch elastic started, as its environment variables say."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    where = torch.device(device)
+    if device == "cuda":
+        where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(where)
+    if size > 1:
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend)
+    try:
+        yield World(rank, size, where)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+def die_with_parent(starter: int) -> None:
+    """Ask the kernel to terminate this process when its parent dies (Linux only).
+
+    Args:
+        starter: Process id of whoever started the ranks; 0 when unknown (`torchrun`).
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    set_parent_death_signal = 1
+    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)
+    if starter and os.getppid() != starter:  # it died before the call above
+        os.kill(os.getpid(), signal.SIGTERM)

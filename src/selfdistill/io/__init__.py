@@ -1,0 +1,1 @@
+"""Catalog entries: the only Kedro datasets of the project."""

@@ -1,0 +1,20 @@
+"""Exponential moving averages of weights."""
+
+import torch
+from torch import nn
+
+
+def warmed_up_decay(decay: float, num_steps: int) -> float:
+    """Return min(decay, (1 + k) / (10 + k)): an average that forgets its random start.
+
+    Args:
+        decay: Final decay per step, in [0, 1).
+        num_steps: k, optimizer steps taken before this one.
+    """
+    return min(decay, (1 + num_steps) / (10 + num_steps))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Set average <- decay * average + (1 - decay) * network, parameter by parameter."""
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)

@@ -1,0 +1,51 @@
+"""The contract between a paper's training algorithm and the one training loop."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from selfdistill.data.loader import Batch
+from selfdistill.diffusion.config import SolverConfig
+
+Losses = dict[str, Tensor]
+"""Weighted loss terms by name, (N,) each: their sum is what is minimised."""
+LossFn = Callable[[Batch], Losses]
+
+
+class Method(nn.Module, ABC):
+    """One training algorithm: the networks it owns, their losses, and how to sample."""
+
+    @abstractmethod
+    def turns(self) -> dict[str, LossFn]:
+        """Return the loss of each trained network, in the order of the updates.
+
+        The name is that of the attribute that holds the network. A loss returns named terms per
+        sample, already weighted; the loop sums, averages and logs them.
+        """
+
+    @abstractmethod
+    def after_step(self, nimg: int, batch_size: int) -> None:
+        """Update whatever is not trained by gradient, e.g. averaged copies of the weights.
+
+        Args:
+            nimg: Images seen, this step's included.
+            batch_size: Images a step.
+        """
+
+    @abstractmethod
+    def noise_shape(self) -> tuple[int, ...]:
+        """Return the shape of one sample's noise."""
+
+    @abstractmethod
+    def sample(self, eps: Tensor, labels: Tensor, solver: SolverConfig) -> Tensor:
+        """Turn noise into images.
+
+        Args:
+            eps: Standard normal noise, (N, *noise_shape()).
+            labels: Class indices, (N,).
+            solver: Solver, steps and guidance.
+
+        Returns:
+            Images, about [-1, 1], (N, 3, H, W).
+        """

@@ -1,0 +1,1 @@
+"""The numbers: feature extractors, Fréchet distance, class accuracy."""

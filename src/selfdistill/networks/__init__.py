@@ -1,0 +1,1 @@
+"""Architectures: one a file. A network knows no loss, device, checkpoint or rank."""

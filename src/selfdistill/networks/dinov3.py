@@ -1,0 +1,60 @@
+"""Frozen teachers from timm: DINOv3 (arXiv:2508.10104) and any other ViT with patch tokens."""
+
+from pathlib import Path
+
+import timm
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from selfdistill.networks.config import TeacherConfig
+
+
+class Teacher(nn.Module):
+    """Images to normalised patch tokens of the last block; class and register tokens dropped."""
+
+    def __init__(self, config: TeacherConfig, resolution: int) -> None:
+        super().__init__()
+        self.vit = _create(config, resolution)
+        mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
+        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
+        self.eval().requires_grad_(False)
+        tokens, width = self(torch.zeros(1, 3, resolution, resolution)).shape[1:]
+        if width != config.dim:
+            raise ValueError(f"teacher {config.architecture} has width {width}, not {config.dim}")
+        self.shape = (int(tokens), int(width))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Return patch tokens (N, L, D) of uint8-valued images in [0, 255], (N, 3, H, W)."""
+        x = (images / 255 - self.mean) / self.std
+        return self.vit.forward_features(x)[:, self.vit.num_prefix_tokens :]
+
+
+def _create(config: TeacherConfig, resolution: int) -> nn.Module:
+    """Build the ViT and its weights."""
+    overrides = dict(config.overrides)
+    if config.weights == "pretrained":
+        try:
+            return timm.create_model(config.architecture, pretrained=True, num_classes=0)
+        except Exception as error:
+            raise FileNotFoundError(
+                f"the weights of teacher {config.architecture} could not be downloaded ({error}); "
+                "put them on this machine and give their path as the teacher's `weights`"
+            ) from error
+    if config.weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return timm.create_model(
+                config.architecture, img_size=resolution, num_classes=0, **overrides
+            )
+    path = Path(config.weights)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"teacher weights {path}: no such file; give a safetensors or torch state dict of "
+            f"timm's {config.architecture}, or 'pretrained'"
+        )
+    vit = timm.create_model(config.architecture, num_classes=0, **overrides)
+    timm.models.load_checkpoint(vit, str(path), strict=True, weights_only=True)
+    return vit

@@ -1,0 +1,1 @@
+"""What runs, in order: preprocess, features, train, sample, evaluate, report."""

@@ -1,0 +1,64 @@
+"""Nodes of the evaluate stage."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from selfdistill.metrics.config import EvaluationConfig
+
+if TYPE_CHECKING:
+    from selfdistill.data.shards import Shards
+else:  # Kedro resolves all hints of a node; if one fails it skips the validation of the parameters
+    Shards = Any
+
+logger = logging.getLogger(__name__)
+
+
+def describe_reference(images: Shards, evaluation: EvaluationConfig) -> dict[str, Any]:
+    """Measure the real images: what samples are compared with, and the baselines.
+
+    Args:
+        images: Real images, uint8 rows (H, W, 3).
+        evaluation: The extractor to use.
+
+    Returns:
+        NumPy arrays by name: "mu" (D,) and "sigma" (D, D) of the features in float64, and scalars:
+        "num_images", "fingerprint" of the images, "extractor", "weights_sha256",
+        "fd_tiny_noise" (as many images of pure noise) and "fd_tiny_real_halves" (one half of the
+        real images against the other).
+
+    Raises:
+        ValueError: If the extractor is not part of this version.
+    """
+    from selfdistill.metrics.extractors import build_extractor
+    from selfdistill.pipelines.evaluate.measure import describe
+
+    return describe(images, build_extractor(evaluation), evaluation.batch_size)
+
+
+def evaluate_samples(
+    samples: Shards, images: Shards, reference: dict[str, Any], evaluation: EvaluationConfig
+) -> dict[str, Any]:
+    """Compare generated images with real ones.
+
+    Args:
+        samples: Generated images, uint8 rows (H, W, 3), with the classes they were asked for.
+        images: Real images, uint8 rows (H, W, 3).
+        reference: What `describe_reference` made of `images`.
+        evaluation: The extractor and the metrics.
+
+    Returns:
+        JSON values: {"metrics": {name: number}, "baselines": {name: number}, "protocol": {...}}.
+
+    Raises:
+        ValueError: If the extractor is not part of this version, or if the reference was made of
+            other images or by another extractor, or the images differ in size.
+    """
+    from selfdistill.metrics.extractors import build_extractor
+    from selfdistill.pipelines.evaluate.measure import Subject, evaluate
+
+    extractor = build_extractor(evaluation)
+    subject = Subject(samples, images, reference, extractor, evaluation.batch_size)
+    result = evaluate(subject, evaluation.metrics)
+    numbers = (result["metrics"] | result["baselines"]).items()
+    logger.info("%s", ", ".join(f"{name} {value:.4g}" for name, value in numbers))
+    return result

@@ -1,0 +1,5 @@
+"""Stage 2: a teacher's patch tokens of every image, computed once."""
+
+from selfdistill.pipelines.features.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

@@ -1,0 +1,25 @@
+"""One sampling of a checkpoint."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from selfdistill.diffusion.config import SolverConfig
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class SampleConfig(SolverConfig):
+    """Solver, and how many images.
+
+    Attributes:
+        seed: Seed of the noise, in [0, 2^32).
+        num_images: Images in all. Image i has class i mod K, so classes are as even as can be.
+        batch_size: Images a rank makes at once; changes memory, not the images.
+        shard_size: Images a shard.
+    """
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    num_images: Count
+    batch_size: Count
+    shard_size: Count

@@ -1,0 +1,57 @@
+"""Nodes of the sample stage."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selfdistill.distributed_config import DistributedConfig
+from selfdistill.pipelines.sample.config import SampleConfig
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from selfdistill.data.shards import Shards
+    from selfdistill.methods.checkpoint import Checkpoint
+
+
+def sample(
+    checkpoint: "Checkpoint",
+    images: "Shards",
+    sample: SampleConfig,
+    distributed: DistributedConfig,
+    scratch: Path,
+) -> "Shards":
+    """Generate a checkpoint's images.
+
+    Args:
+        checkpoint: Trained weights.
+        images: The real images, for the names of the classes.
+        sample: Solver and number of images.
+        distributed: The machine.
+        scratch: Where the unfinished shards are kept.
+
+    Returns:
+        uint8 images, (H, W, 3) each, with the classes they were asked for.
+    """
+    from selfdistill.pipelines.sample.generate import generate_samples
+
+    return generate_samples(checkpoint, images.class_names, sample, distributed, scratch)
+
+
+def draw_grid(samples: "Shards") -> "Image":
+    """Draw some samples of each of up to ten classes, a row a class.
+
+    Args:
+        samples: uint8 images, (H, W, 3) each.
+    """
+    from selfdistill.pipelines.sample.grid import labelled_grid
+
+    return labelled_grid(samples)
+
+
+def export_npz(samples: "Shards") -> "Shards":
+    """Hand the samples to the entry that writes them in ADM's format.
+
+    Args:
+        samples: uint8 images, (H, W, 3) each.
+    """
+    return samples

@@ -1,0 +1,5 @@
+"""Stage 3: one loop for all methods."""
+
+from selfdistill.pipelines.train.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

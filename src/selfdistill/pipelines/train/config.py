@@ -1,0 +1,75 @@
+"""How a row is trained. Intervals and schedules count images, not steps."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from selfdistill.base_config import Config
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class OptimizerConfig(Config):
+    """Muon on hidden matrices (RMS-matched, so that one learning rate serves both), AdamW beside.
+
+    Attributes:
+        lr: Learning rate after the warm-up.
+        weight_decay: Decoupled decay of the matrices; nothing else decays.
+        momentum: Muon's momentum (Nesterov).
+        num_newton_schulz: Muon's orthogonalisation steps.
+        betas: AdamW's averages.
+        eps: AdamW's epsilon.
+    """
+
+    name: Literal["muon"]
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    num_newton_schulz: Count
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
+    eps: Annotated[float, Field(gt=0)]
+
+
+class TrainConfig(Config):
+    """The loop's parameters.
+
+    Attributes:
+        seed: Seed of the weights and of every draw, in [0, 2^32).
+        total_nimg: Images to train on; the last step may go past it by less than a batch.
+        batch_size: Images an optimizer step, over all ranks.
+        micro_batch_size: Images a rank holds at once; changes memory, not the result.
+        flip: Whether half of the images are mirrored.
+        optimizer: Optimizers and their rates.
+        warmup_nimg: Images over which the learning rate rises linearly.
+        schedule: The rate after the warm-up: constant, or half a cosine down to 0.
+        clip_norm: Largest norm of a network's gradient.
+        precision: Autocast type on CUDA; a CPU always computes in float32.
+        log_nimg: Images between two lines of the curves.
+        checkpoint_nimg: Images between two saved states; a multiple of log_nimg.
+    """
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    total_nimg: Count
+    batch_size: Count
+    micro_batch_size: Count
+    flip: bool
+    optimizer: OptimizerConfig
+    warmup_nimg: Annotated[int, Field(ge=0)]
+    schedule: Literal["constant", "cosine"]
+    clip_norm: Annotated[float, Field(gt=0)]
+    precision: Literal["bf16", "fp32"]
+    log_nimg: Count
+    checkpoint_nimg: Count
+
+    @model_validator(mode="after")
+    def _intervals_fit(self) -> Self:
+        for name in ("log_nimg", "checkpoint_nimg"):
+            if getattr(self, name) % self.batch_size:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is no multiple of batch_size {self.batch_size}"
+                )
+        if self.checkpoint_nimg % self.log_nimg:
+            raise ValueError(
+                f"checkpoint_nimg {self.checkpoint_nimg} is no multiple of log_nimg {self.log_nimg}"
+            )
+        return self

@@ -1,0 +1,50 @@
+"""Nodes of the train stage."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selfdistill.distributed_config import DistributedConfig
+from selfdistill.methods.config import MethodConfig
+from selfdistill.networks.config import NetworkConfig
+from selfdistill.pipelines.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from selfdistill.data.shards import Shards
+    from selfdistill.methods.checkpoint import Checkpoint
+
+
+def train(
+    images: "Shards",
+    features: "Shards",
+    network: NetworkConfig,
+    method: MethodConfig,
+    train: TrainConfig,
+    distributed: DistributedConfig,
+    scratch: Path,
+) -> "Checkpoint":
+    """Train a row, going on from its last saved state if it was interrupted.
+
+    Args:
+        images: uint8 images, (H, W, 3) each.
+        features: Teacher tokens of the same images, (2, L, D) each.
+        network: The architecture.
+        method: The objective.
+        train: The loop's parameters.
+        distributed: The machine.
+        scratch: Where the state of an unfinished training is kept.
+
+    Returns:
+        The finished checkpoint.
+    """
+    from selfdistill.pipelines.train.job import train_row
+
+    return train_row(images, features, network, method, train, distributed, scratch)
+
+
+def extract_curves(checkpoint: "Checkpoint") -> Path:
+    """Return the file of the loss curves that a checkpoint carries.
+
+    Args:
+        checkpoint: A finished checkpoint.
+    """
+    return checkpoint.path / "curves.jsonl"

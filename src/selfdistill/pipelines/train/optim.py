@@ -1,0 +1,61 @@
+"""Optimizers and the learning-rate schedule."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from selfdistill.pipelines.train.config import OptimizerConfig, TrainConfig
+from selfdistill.pipelines.train.muon import BatchedMuon
+
+
+def learning_rate(config: TrainConfig, nimg: int) -> float:
+    """Return the rate of the step that starts after `nimg` images: linear rise, then the schedule.
+
+    Args:
+        config: Warm-up, schedule and peak rate.
+        nimg: Images seen before the step.
+    """
+    peak = config.optimizer.lr
+    if nimg < config.warmup_nimg:
+        return peak * (nimg + config.batch_size) / (config.warmup_nimg + config.batch_size)
+    if config.schedule == "constant":
+        return peak
+    done = (nimg - config.warmup_nimg) / max(config.total_nimg - config.warmup_nimg, 1)
+    return peak * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+
+def build_optimizers(network: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
+    """Give the network's hidden matrices to Muon and everything else to AdamW.
+
+    Muon's update is scaled to the RMS of AdamW's, 0.2 sqrt(max(out, in)) (Moonlight,
+    arXiv:2502.16982), so both follow one learning rate.
+    """
+    matrices = network.hidden_matrices()  # type: ignore[operator]
+    chosen = {id(parameter) for parameter in matrices}
+    rest = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
+    fused = all(parameter.is_cuda for parameter in rest)
+    return [
+        BatchedMuon(
+            matrices,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            ns_steps=config.num_newton_schulz,
+        ),
+        AdamW(rest, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0, fused=fused),
+    ]
+
+
+def set_learning_rate(optimizers: Sequence[Optimizer], lr: float) -> None:
+    """Set the rate of all parameter groups."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+
+def clip_gradients(network: nn.Module, max_norm: float) -> torch.Tensor:
+    """Scale the network's gradient to a norm of at most `max_norm`; return the norm before."""
+    return nn.utils.clip_grad_norm_(network.parameters(), max_norm, foreach=True)

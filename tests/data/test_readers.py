@@ -1,0 +1,338 @@
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from selfdistill.data.readers import RawImage, Reader, open_reader
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+CLASSES = {"n01": ["b.JPEG", "a.jpg", "c.png"], "n02": ["z.JPEG"], "n10": ["y.webp", "x.JPEG"]}
+
+
+def content(folder: str, name: str) -> bytes:
+    return f"bytes of {folder}/{name}".encode() * (ord(name[0]) - 90)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    root = tmp_path / "train"
+    for folder, names in CLASSES.items():
+        (root / folder).mkdir(parents=True)
+        for name in names:
+            (root / folder / name).write_bytes(content(folder, name))
+    return root
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text))
+    return data.getvalue()
+
+
+def class_tars() -> dict[str, bytes]:
+    return {
+        f"{folder}.tar": tar({name: content(folder, name) for name in names})
+        for folder, names in CLASSES.items()
+    }
+
+
+@pytest.fixture
+def nested_tar(tmp_path: Path) -> Path:
+    path = tmp_path / "ILSVRC2012_img_train.tar"
+    path.write_bytes(tar(class_tars()))
+    return path
+
+
+@pytest.fixture
+def tar_folder(tmp_path: Path) -> Path:
+    root = tmp_path / "tars"
+    root.mkdir()
+    for name, data in class_tars().items():
+        (root / name).write_bytes(data)
+    return root
+
+
+def write_parquet(
+    path: Path, rows: list[tuple[bytes | None, int | None]], *, image="image", label="label", **more
+) -> None:
+    """Write rows (bytes, label); `names` as class names, in row groups of `row_group_size`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"bytes": data, "path": None} for data, _ in rows]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {image: pa.array(images, kind), label: pa.array([k for _, k in rows], pa.int64())}
+    table = pa.table(columns)
+    if names := more.get("names"):
+        about = {"info": {"features": {label: {"names": names, "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(about)})
+    pq.write_table(table, path, row_group_size=more.get("row_group_size", 3))
+
+
+def rows(count: int, num_classes: int = 2) -> list[tuple[bytes | None, int | None]]:
+    return [(f"image {k}".encode(), k % num_classes) for k in range(count)]
+
+
+def facts(reader: Reader) -> list[tuple[str, int, bytes]]:
+    return [(image.key, image.label, image.data) for image in reader.iterate()]
+
+
+class TestClassFolders:
+    def test_sorted_folders_are_the_classes_and_sorted_files_the_order(self, folders):
+        reader = open_reader(folders, "class_folders")
+        assert reader.class_names == ["n01", "n02", "n10"]
+        assert [(image.key, image.label) for image in reader.iterate()] == [
+            ("n01/a.jpg", 0),
+            ("n01/b.JPEG", 0),
+            ("n01/c.png", 0),
+            ("n02/z.JPEG", 1),
+            ("n10/x.JPEG", 2),
+            ("n10/y.webp", 2),
+        ]
+        assert len(reader) == 6
+        assert next(reader.iterate(3)) == RawImage(
+            "n02/z.JPEG", 1, "n02/z.JPEG", content("n02", "z.JPEG")
+        )
+
+    def test_hidden_files_and_other_suffixes_are_ignored(self, folders):
+        before = open_reader(folders, "class_folders")
+        (folders / ".cache").mkdir()
+        (folders / "labels.txt").touch()
+        (folders / "n01" / "._a.jpg").touch()
+        (folders / "n01" / "notes.txt").touch()
+        (folders / "n01" / "folder.png").mkdir()
+        after = open_reader(folders, "class_folders")
+        assert facts(after) == facts(before)
+        assert after.fingerprint == before.fingerprint
+
+    def test_fingerprint_sees_a_new_name_and_a_new_size(self, folders):
+        seen = {open_reader(folders, "class_folders").fingerprint}
+        (folders / "n01" / "b.JPEG").write_bytes(b"longer or shorter")
+        seen.add(open_reader(folders, "class_folders").fingerprint)
+        (folders / "n01" / "b.JPEG").rename(folders / "n01" / "bb.JPEG")
+        seen.add(open_reader(folders, "class_folders").fingerprint)
+        assert len(seen) == 3
+
+    def test_missing_folder_is_named_with_the_remedy(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"nowhere: no raw images here; put them there"):
+            open_reader(tmp_path / "nowhere", "class_folders")
+
+    def test_folder_without_class_folders_is_refused(self, tmp_path):
+        (tmp_path / "a.jpg").touch()
+        with pytest.raises(ValueError, match="no class folders"):
+            open_reader(tmp_path, "class_folders")
+
+    def test_empty_class_folder_is_named(self, folders):
+        (folders / "n05").mkdir()
+        (folders / "n05" / "readme.txt").touch()
+        with pytest.raises(ValueError, match="1 of 4 classes hold no images: n05;"):
+            open_reader(folders, "class_folders")
+
+    def test_tar_is_told_its_layout(self, nested_tar):
+        with pytest.raises(ValueError, match="use layout: imagenet_tar"):
+            open_reader(nested_tar, "class_folders")
+
+    def test_file_that_shrank_since_the_scan_stops_the_run(self, folders):
+        reader = open_reader(folders, "class_folders")
+        (folders / "n02" / "z.JPEG").write_bytes(b"")
+        with pytest.raises(OSError, match=r"z\.JPEG: is shorter than when it was scanned"):
+            list(reader.iterate())
+
+
+class TestImageNetTar:
+    def test_nested_tar_equals_the_folders(self, folders, nested_tar):
+        expected, reader = (
+            open_reader(folders, "class_folders"),
+            open_reader(nested_tar, "imagenet_tar"),
+        )
+        assert reader.class_names == expected.class_names
+        assert facts(reader) == facts(expected)
+        assert reader.fingerprint == expected.fingerprint
+
+    def test_folder_of_class_tars_equals_the_folders(self, folders, tar_folder):
+        expected, reader = (
+            open_reader(folders, "class_folders"),
+            open_reader(tar_folder, "imagenet_tar"),
+        )
+        assert reader.class_names == expected.class_names
+        assert facts(reader) == facts(expected)
+        assert reader.fingerprint == expected.fingerprint
+
+    def test_source_is_archive_and_member(self, nested_tar, tar_folder):
+        first = next(open_reader(nested_tar, "imagenet_tar").iterate())
+        assert first.source == "ILSVRC2012_img_train.tar:n01/a.jpg"
+        assert next(open_reader(tar_folder, "imagenet_tar").iterate()).source == "n01.tar:n01/a.jpg"
+
+    def test_nothing_is_written(self, nested_tar):
+        list(open_reader(nested_tar, "imagenet_tar").iterate())
+        assert list(nested_tar.parent.iterdir()) == [nested_tar]
+
+    def test_inner_tar_without_an_end_mark_ends_where_it_ends(self, tmp_path, folders):
+        path = tmp_path / "nested.tar"
+        bare = {
+            name: data[
+                : sum(512 + -(-len(content(name[:3], n)) // 512) * 512 for n in CLASSES[name[:3]])
+            ]
+            for name, data in class_tars().items()
+        }
+        path.write_bytes(tar(bare))
+        reader = open_reader(path, "imagenet_tar")
+        assert facts(reader) == facts(open_reader(folders, "class_folders"))
+
+    def test_flat_tar_is_refused(self, tmp_path):
+        path = tmp_path / "val.tar"
+        path.write_bytes(tar({"ILSVRC2012_val_00000001.JPEG": b"x"}))
+        with pytest.raises(ValueError, match=r"no class tars but ILSVRC2012_val_00000001\.JPEG"):
+            open_reader(path, "imagenet_tar")
+
+    def test_file_that_is_no_tar_is_refused(self, tmp_path):
+        path = tmp_path / "x.tar"
+        path.write_bytes(b"no tar" * 500)
+        with pytest.raises(ValueError, match=r"x\.tar: not a whole, uncompressed tar"):
+            open_reader(path, "imagenet_tar")
+
+    @pytest.mark.parametrize("share", [0.2, 0.5, 0.7])
+    def test_truncated_tar_is_refused(self, nested_tar, share):
+        data = nested_tar.read_bytes()
+        data = data[: int(len(tar(class_tars()).rstrip(b"\0")) * share)]
+        nested_tar.write_bytes(data)
+        with pytest.raises(ValueError, match="not a whole, uncompressed tar"):
+            open_reader(nested_tar, "imagenet_tar")
+
+    def test_empty_class_tar_is_named(self, tar_folder):
+        (tar_folder / "n05.tar").write_bytes(tar({"notes.txt": b"x"}))
+        with pytest.raises(ValueError, match="1 of 4 classes hold no images: n05;"):
+            open_reader(tar_folder, "imagenet_tar")
+
+    def test_folder_without_tars_is_refused(self, folders):
+        with pytest.raises(ValueError, match="for extracted images use layout: class_folders"):
+            open_reader(folders, "imagenet_tar")
+
+
+class TestParquet:
+    def test_rows_of_all_files_follow_each_other(self, tmp_path):
+        write_parquet(tmp_path / "train-00000-of-00002.parquet", rows(7), names=["cat", "dog"])
+        write_parquet(tmp_path / "train-00001-of-00002.parquet", rows(5), names=["cat", "dog"])
+        reader = open_reader(tmp_path, "parquet")
+        images = list(reader.iterate())
+        assert reader.class_names == ["cat", "dog"]
+        assert len(reader) == len(images) == 12
+        assert [image.data for image in images] == [data for data, _ in rows(7) + rows(5)]
+        assert images[8] == RawImage(
+            "train-00001-of-00002/000001", 1, "train-00001-of-00002.parquet:1", b"image 1"
+        )
+
+    def test_split_is_a_prefix_of_the_file_name(self, tmp_path):
+        write_parquet(tmp_path / "train-00000-of-00001.parquet", rows(7))
+        write_parquet(tmp_path / "test-00000-of-00001.parquet", rows(5))
+        assert len(open_reader(tmp_path, "parquet", "train")) == 7
+        assert len(open_reader(tmp_path, "parquet", "test")) == 5
+
+    def test_splits_are_never_mixed_silently(self, tmp_path):
+        write_parquet(tmp_path / "train-00000-of-00001.parquet", rows(7))
+        write_parquet(tmp_path / "test-00000-of-00001.parquet", rows(5))
+        with pytest.raises(ValueError, match="holds the splits test, train; choose one"):
+            open_reader(tmp_path, "parquet")
+
+    def test_split_that_is_not_there_is_refused(self, tmp_path):
+        write_parquet(tmp_path / "train-00000-of-00001.parquet", rows(7))
+        with pytest.raises(ValueError, match="no Parquet files of split val; found: train-00000"):
+            open_reader(tmp_path, "parquet", "val")
+
+    def test_other_column_names_of_the_hub_are_known(self, tmp_path):
+        names = {"image": "img", "label": "fine_label", "names": ["a", "b"]}
+        write_parquet(tmp_path / "x.parquet", rows(4), **names)
+        reader = open_reader(tmp_path / "x.parquet", "parquet")
+        assert (reader.class_names, len(reader)) == (["a", "b"], 4)
+
+    def test_classes_without_names_are_numbered(self, tmp_path):
+        write_parquet(tmp_path / "x.parquet", rows(9, num_classes=3))
+        assert open_reader(tmp_path, "parquet").class_names == ["0", "1", "2"]
+
+    def test_missing_columns_are_refused_and_those_there_are_named(self, tmp_path):
+        write_parquet(tmp_path / "x.parquet", rows(4), image="picture", label="target")
+        with pytest.raises(ValueError, match="found: picture, target"):
+            open_reader(tmp_path, "parquet")
+
+    @pytest.mark.parametrize(("label", "message"), [(-1, r"range over \[-1, 1\]"), (None, "null")])
+    def test_unlabelled_rows_are_refused(self, tmp_path, label, message):
+        write_parquet(tmp_path / "x.parquet", [*rows(4), (b"x", label)], names=["a", "b"])
+        with pytest.raises(ValueError, match=message):
+            open_reader(tmp_path, "parquet")
+
+    def test_row_without_bytes_is_an_empty_image(self, tmp_path):
+        write_parquet(tmp_path / "x.parquet", [*rows(4), (None, 0)])
+        assert list(open_reader(tmp_path, "parquet").iterate())[-1].data == b""
+
+    def test_file_that_is_no_parquet_is_named(self, tmp_path):
+        (tmp_path / "x.parquet").write_bytes(b"no parquet" * 10)
+        with pytest.raises(ValueError, match=r"x\.parquet: not a whole Parquet file"):
+            open_reader(tmp_path, "parquet")
+
+    @pytest.mark.data
+    def test_cifar10_is_read(self):
+        if not (SHARED / "cifar10").is_dir():
+            pytest.skip(f"{SHARED / 'cifar10'} is absent")
+        from selfdistill.data.crops import adm_center_crop, decode_rgb
+
+        reader = open_reader(SHARED / "cifar10", "parquet", "train")
+        assert len(reader) == 50_000
+        assert reader.class_names[:3] == ["airplane", "automobile", "bird"]
+        images = list(reader.iterate(990, 1010))  # across row groups
+        assert {adm_center_crop(decode_rgb(i.data), 32).shape for i in images} == {(32, 32, 3)}
+        assert [image.key for image in images[:2]] == [
+            "train-00000-of-00001/000990",
+            "train-00000-of-00001/000991",
+        ]
+
+
+@pytest.fixture(params=["class_folders", "imagenet_tar", "parquet"])
+def reader(request, tmp_path) -> Reader:
+    if request.param == "parquet":
+        write_parquet(tmp_path / "train-00000-of-00002.parquet", rows(7))
+        write_parquet(tmp_path / "train-00001-of-00002.parquet", rows(5))
+        return open_reader(tmp_path, "parquet", "train")
+    name = {"class_folders": "folders", "imagenet_tar": "nested_tar"}[request.param]
+    return open_reader(request.getfixturevalue(name), request.param)
+
+
+def test_parts_make_up_the_whole(reader):
+    whole = list(reader.iterate())
+    for size in (1, 2, 5, 100):
+        parts = [reader.part(k, min(k + size, len(reader))) for k in range(0, len(reader), size)]
+        assert [image for part in parts for image in part.iterate()] == whole
+        assert sum(len(part) for part in parts) == len(reader)
+        merged = {key: value for part in parts for key, value in part.sources().items()}
+        assert merged == reader.sources()
+
+
+def test_range_of_a_part_counts_from_its_start(reader):
+    assert list(reader.part(2, 6).iterate(1, 3)) == list(reader.iterate())[3:5]
+
+
+def test_reader_travels_to_another_process(reader):
+    copy = pickle.loads(pickle.dumps(reader))
+    assert list(copy.iterate()) == list(reader.iterate())
+    assert copy.fingerprint == reader.fingerprint
+
+
+def test_sources_agree_with_the_images(reader):
+    expected = {image.key: (image.source, image.label) for image in reader.iterate()}
+    assert reader.sources() == expected
+
+
+def test_unknown_layout_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="use one of class_folders, imagenet_tar, parquet"):
+        open_reader(tmp_path, "zip")
+
+
+def test_split_is_refused_where_there_are_none(folders):
+    with pytest.raises(ValueError, match="has no splits"):
+        open_reader(folders, "class_folders", "train")

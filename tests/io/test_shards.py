@@ -1,0 +1,82 @@
+import base64
+import inspect
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kedro.io import DatasetError
+from PIL import Image
+
+from selfdistill.data.shards import Shards, ShardWriter, finalize
+from selfdistill.io.shards import ScratchDataset, ShardsDataset
+
+
+def build(directory: Path, shape: tuple[int, ...], dtype: str, num_rows: int = 40) -> Shards:
+    with ShardWriter(directory, 0, shape, dtype) as writer:
+        for number in range(num_rows):
+            writer.append(f"k{number}", 0, np.full(shape, number, dtype))
+    return finalize(directory, num_shards=1, shape=shape, dtype=dtype)
+
+
+def test_saving_moves_the_set_and_loading_opens_it(tmp_path):
+    entry = ShardsDataset(path=str(tmp_path / "set"))
+    assert not entry.exists()
+    entry.save(build(tmp_path / "scratch", (4, 4, 3), "uint8"))
+    assert entry.exists()
+    assert not (tmp_path / "scratch").exists()
+    assert entry.load().path == tmp_path / "set"
+    assert len(entry.load()) == 40
+
+
+def test_saving_again_replaces_the_set(tmp_path):
+    entry = ShardsDataset(path=str(tmp_path / "set"))
+    entry.save(build(tmp_path / "scratch", (4, 4, 3), "uint8"))
+    entry.save(build(tmp_path / "scratch", (4, 4, 3), "uint8", num_rows=7))
+    assert len(entry.load()) == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_saving_in_place_keeps_the_set(tmp_path):
+    entry = ShardsDataset(path=str(tmp_path / "set"))
+    entry.save(build(tmp_path / "set", (4, 4, 3), "uint8"))
+    assert len(entry.load()) == 40
+
+
+def preview_kind(entry: ShardsDataset) -> str:
+    """The kind of a preview as Kedro-Viz finds it."""
+    return inspect.signature(entry.preview).return_annotation.__name__
+
+
+@pytest.mark.parametrize("num_rows", [40, 3])
+def test_images_are_previewed_as_a_picture(tmp_path, num_rows):
+    build(tmp_path, (4, 4, 3), "uint8", num_rows)
+    entry = ShardsDataset(path=str(tmp_path))
+    assert preview_kind(entry) == "ImagePreview"
+    picture = Image.open(io.BytesIO(base64.b64decode(entry.preview())))
+    assert picture.size == (512, 256)
+    assert picture.getpixel((64 * 2 + 5, 5)) == (2, 2, 2)
+
+
+def test_anything_else_is_previewed_as_a_table(tmp_path):
+    build(tmp_path, (2, 8), "float16")
+    entry = ShardsDataset(path=str(tmp_path))
+    assert preview_kind(entry) == "TablePreview"
+    table = entry.preview()
+    assert table["columns"] == ["key", "label", "source", "shard", "row", "reason"]
+    assert len(table["data"]) == 10
+
+
+def test_set_that_is_not_there_has_no_preview(tmp_path):
+    assert not hasattr(ShardsDataset(path=str(tmp_path / "set")), "preview")
+
+
+def test_scratch_is_a_directory_that_exists(tmp_path):
+    entry = ScratchDataset(path=str(tmp_path / "a" / "b"))
+    assert entry.load() == tmp_path / "a" / "b"
+    assert entry.load().is_dir()
+
+
+def test_scratch_is_not_saved(tmp_path):
+    with pytest.raises(DatasetError, match="no node returns it"):
+        ScratchDataset(path=str(tmp_path)).save(tmp_path)

@@ -1,0 +1,216 @@
+import csv
+import io
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from selfdistill.pipelines.report.table import Table
+
+PAPER = {
+    "params": 205_000_000,
+    "plain": {"fid": 4.25, "sfid": 8.96, "inception_score": 188.8},
+    "guided": {"fid": 3.35, "sfid": 9.08, "inception_score": 254.7},
+}
+TINY = {
+    "metrics": {"fd_tiny": 12.3456, "class_accuracy": 0.8711},
+    "baselines": {
+        "fd_tiny_noise": 188.5376,
+        "fd_tiny_real_halves": 0.02745,
+        "class_accuracy_real": 0.98889,
+    },
+    "protocol": {
+        "extractor": "tiny",
+        "weights_sha256": "9a98c8c2" + "0" * 56,
+        "resize": "adaptive average to 32x32",
+        "quantisation": "floor <127.5 x + 128>",
+        "num_samples": 300,
+        "num_reference": 1797,
+        "samples": {"nfe": 49},
+    },
+}
+EXACT = {
+    "metrics": {"fid": 4.3712, "inception_score": 187.26},
+    "baselines": {},
+    "protocol": {"extractor": "inception_2015", "samples": {"nfe": 249}},
+}
+
+
+def table(plain: Any = None, guided: Any = None, paper: dict[str, Any] = PAPER) -> Table:
+    return Table.collect(
+        {
+            "dsd_b.plain.metrics": plain,
+            "dsd_b.guided.metrics": guided,
+            "params:dsd_b.paper": paper,
+        }
+    )
+
+
+def rows_of_csv(made: Table) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(made.csv())))
+
+
+def rows_of_markdown(text: str) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|") and not line.startswith("| --")
+    ]
+
+
+def test_lines_stand_in_the_order_given_and_unmeasured_cells_are_empty():
+    lines = rows_of_csv(table())
+    assert [(line["row"], line["sampling"]) for line in lines] == [
+        ("dsd_b", "plain"),
+        ("dsd_b", "guided"),
+    ]
+    for line in lines:
+        empty = [name for name, cell in line.items() if cell == ""]
+        assert empty == [
+            "nfe",
+            *(
+                f"{m}_{k}"
+                for m in ("fid", "sfid", "inception_score")
+                for k in ("ours", "difference")
+            ),
+        ]
+
+
+def test_the_difference_is_ours_minus_the_papers():
+    line = rows_of_csv(table(EXACT))[0]
+    assert (line["fid_paper"], line["fid_ours"], line["fid_difference"]) == (
+        "4.25",
+        "4.3712",
+        "0.1212",
+    )
+    assert (line["sfid_paper"], line["sfid_ours"], line["sfid_difference"]) == ("8.96", "", "")
+    assert line["nfe"] == "249"
+
+
+def test_numbers_have_the_digits_of_the_field_and_differences_a_sign():
+    header, plain, guided = rows_of_markdown(table(EXACT).markdown())
+    assert header[:6] == ["row", "sampling", "NFE", "FID paper", "FID ours", "FID difference"]
+    assert plain[3:6] == ["4.25", "4.37", "+0.12"]
+    assert plain[9:] == ["188.8", "187.3", "-1.5"]
+    assert guided[3:6] == ["3.35", "", ""]
+
+
+@pytest.mark.parametrize("metric", ["fd_tiny", "fid"])
+def test_a_tiny_number_never_stands_in_the_papers_table(metric):
+    result = {**TINY, "metrics": {metric: 7.7777}, "baselines": {}}
+    made = table(result)
+    line = rows_of_csv(made)[0]
+    assert line["fid_ours"] == line["fid_difference"] == ""
+    assert line[metric] == "7.7777"
+    papers, tiny = made.markdown().split("Measured on the tiny data")
+    assert "7.7" not in papers
+    assert "7.7" in tiny
+
+
+def test_tiny_numbers_stand_beside_their_baselines():
+    papers, tiny = table(TINY).markdown().split("not comparable with the paper:")
+    assert len(rows_of_markdown(papers)) == 3
+    header, line = rows_of_markdown(tiny)
+    assert header == [
+        "row",
+        "sampling",
+        "NFE",
+        "fd_tiny ours",
+        "fd_tiny noise",
+        "fd_tiny real halves",
+        "class_accuracy ours",
+        "class_accuracy real",
+    ]
+    assert line == ["dsd_b", "plain", "49", "12.35", "188.5", "0.02745", "0.871", "0.989"]
+
+
+def test_the_nfe_of_a_tiny_row_does_not_stand_beside_the_papers_numbers():
+    papers, tiny = (rows_of_markdown(part) for part in table(EXACT, TINY).markdown().split(":\n\n"))
+    assert [line[2] for line in papers] == ["NFE", "249", ""]
+    assert [line[2] for line in tiny] == ["NFE", "49"]
+
+
+def test_there_is_no_second_table_before_anything_tiny_was_measured():
+    assert "tiny" not in table(EXACT).markdown()
+    assert "tiny" not in table(EXACT).csv()
+
+
+def test_a_paper_without_numbers_for_a_sampling_leaves_its_cells_empty():
+    made = table(EXACT, paper={"params": 1, "guided": {"fid": 3.35, "sfid": None}})
+    plain, guided = rows_of_csv(made)
+    assert (plain["fid_paper"], plain["fid_ours"], plain["fid_difference"]) == ("", "4.3712", "")
+    assert guided["fid_paper"] == "3.35"
+    assert "sfid_paper" not in guided
+
+
+def test_a_paper_number_without_its_metric_is_refused():
+    with pytest.raises(ValueError, match=r"dsd_b: paper\.plain must map metrics to numbers, got 4"):
+        table(paper={"plain": 4.25})
+
+
+def test_a_row_name_keeps_its_underscores_and_digits():
+    name = "issd_dsd_b_10"
+    made = Table.collect({f"{name}.steps_10.metrics": None, f"params:{name}.paper": {}})
+    assert (made.entries[0].row, made.entries[0].sampling) == (name, "steps_10")
+
+
+def test_the_terminal_shows_what_was_measured_in_80_columns():
+    text = table(EXACT, TINY).text()
+    assert "FID     4.25   4.37   +0.12" in text
+    assert "noise 188.5, real halves 0.02745" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert table().text() == "nobody has run a row of this table yet"
+
+
+class Checker(HTMLParser):
+    """Collects text and links, and fails on tags that do not match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+        self.seen = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.seen += data
+
+
+def test_the_page_is_whole_needs_no_network_and_escapes_what_it_shows():
+    pictures = {"Samples": "sheet.png", "Training curves": "curves.png"}
+    page = table(EXACT, TINY).html("DSD <Table 1>", pictures)
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert checker.open == []
+    assert checker.links == ["sheet.png", "curves.png"]
+    assert "script" not in checker.tags
+    assert "http" not in page
+    assert "DSD <Table 1>" in checker.seen
+    assert "floor <127.5 x + 128>" in checker.seen
+
+
+def test_every_line_of_the_page_has_as_many_cells_as_its_heading():
+    page = table(EXACT, TINY).html("DSD", {})
+    for part in page.split("<table>")[1:]:
+        heading, body = part.split("</thead>")
+        columns = heading.split("<tr>")[-1].count("<th")
+        lines = body.split("</tbody>")[0].strip().splitlines()[1:]
+        assert lines
+        assert all(line.count("<td") == columns for line in lines)
+
+
+def test_the_same_inputs_give_the_same_bytes():
+    first, second = table(EXACT, TINY), table(EXACT, TINY)
+    assert first.markdown() == second.markdown()
+    assert first.csv() == second.csv()
+    assert first.html("a", {}) == second.html("a", {})
