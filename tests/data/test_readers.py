@@ -330,7 +330,7 @@ def test_sources_agree_with_the_images(reader):
 
 def test_unknown_layout_is_refused(tmp_path):
     with pytest.raises(ValueError, match="use one of class_folders, imagenet_tar, parquet"):
-        open_reader(tmp_path, "zip")
+        open_reader(tmp_path, "zip")  # type: ignore[arg-type]
 
 
 def test_split_is_refused_where_there_are_none(folders):

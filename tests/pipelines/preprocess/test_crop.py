@@ -238,8 +238,10 @@ def test_killed_run_leaves_no_process_and_goes_on_with_the_same_bytes(tmp_path):
         os.link(root / "class_0" / "000.png", root / "class_0" / f"{number:03d}.png")
     scratch.mkdir()
     settings = config(num_classes=1, shard_size=3)
-    program = (
+    program = tmp_path / "program.py"  # without a guard: workers must not import it
+    program.write_text(
         "import sys\nfrom pathlib import Path\n"
+        f"sys.path.insert(0, {str(REPOSITORY / 'src')!r})\n"
         "from selfdistill.data.config import PreprocessConfig\n"
         "from selfdistill.data.readers import open_reader\n"
         "from selfdistill.pipelines.preprocess.crop import build_shards\n"
@@ -247,7 +249,7 @@ def test_killed_run_leaves_no_process_and_goes_on_with_the_same_bytes(tmp_path):
         f"reader = open_reader(Path({str(root)!r}), 'class_folders')\n"
         f"build_shards(reader, config, 2, Path({str(scratch)!r}))\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY / "src")
+    parent = subprocess.Popen([sys.executable, str(program)])
     deadline = time.monotonic() + 60
     while not list(scratch.glob("*/shard-*.arrow")) and time.monotonic() < deadline:
         assert parent.poll() is None

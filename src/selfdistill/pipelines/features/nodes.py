@@ -1,21 +1,23 @@
 """Nodes of the features stage."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.networks.config import TeacherConfig
 
 if TYPE_CHECKING:
     from selfdistill.data.shards import Shards
+else:  # Kedro reads the hints of the parameters and must be able to resolve all of them
+    Shards = Any
 
 
 def cache_features(
-    images: "Shards",
+    images: Shards,
     teacher: TeacherConfig,
     distributed: DistributedConfig,
     scratch: Path,
-) -> "Shards":
+) -> Shards:
     """Encode each image, as it is and mirrored, with the frozen teacher.
 
     Args:

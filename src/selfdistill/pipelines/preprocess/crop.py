@@ -158,7 +158,8 @@ def _make(job: _Job, missing: list[int], num_workers: int) -> None:
 def _run_in_processes(tasks: list[_Task], num_workers: int, bar: "tqdm[Any]") -> None:
     already = bar.n
     with _pool(num_workers) as (pool, counter):
-        pending = {pool.submit(_run_task, task) for task in tasks}
+        with _hidden_main():
+            pending = {pool.submit(_run_task, task) for task in tasks}
         while pending:
             done, pending = wait(pending, _POLL_SECONDS, FIRST_EXCEPTION)
             for future in done:
@@ -185,6 +186,22 @@ def _pool(num_workers: int) -> "Iterator[tuple[ProcessPoolExecutor, Synchronized
         our_end.close()
         pool.shutdown(cancel_futures=True)
         lifeline.close()
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Keep processes that are started meanwhile from importing the script that started this one.
+
+    They need none of it: it is all of Kedro's command line, or a script without a guard.
+    """
+    main = sys.modules["__main__"]
+    names = [name for name in ("__file__", "__spec__") if name in vars(main)]
+    hidden: dict[str, Any] = {name: vars(main)[name] for name in names}
+    vars(main).update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)
 
 
 _counter: "Synchronized[int]"  # of a worker process: images done by all of them

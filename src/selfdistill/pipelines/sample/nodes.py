@@ -1,7 +1,7 @@
 """Nodes of the sample stage."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.pipelines.sample.config import SampleConfig
@@ -11,15 +11,17 @@ if TYPE_CHECKING:
 
     from selfdistill.data.shards import Shards
     from selfdistill.methods.checkpoint import Checkpoint
+else:  # Kedro reads the hints of the parameters and must be able to resolve all of them
+    Image = Shards = Checkpoint = Any
 
 
 def sample(
-    checkpoint: "Checkpoint",
-    images: "Shards",
+    checkpoint: Checkpoint,
+    images: Shards,
     sample: SampleConfig,
     distributed: DistributedConfig,
     scratch: Path,
-) -> "Shards":
+) -> Shards:
     """Generate a checkpoint's images.
 
     Args:
@@ -37,7 +39,7 @@ def sample(
     return generate_samples(checkpoint, images.class_names, sample, distributed, scratch)
 
 
-def draw_grid(samples: "Shards") -> "Image":
+def draw_grid(samples: Shards) -> Image:
     """Draw some samples of each of up to ten classes, a row a class.
 
     Args:
@@ -48,7 +50,7 @@ def draw_grid(samples: "Shards") -> "Image":
     return labelled_grid(samples)
 
 
-def export_npz(samples: "Shards") -> "Shards":
+def export_npz(samples: Shards) -> Shards:
     """Hand the samples to the entry that writes them in ADM's format.
 
     Args:

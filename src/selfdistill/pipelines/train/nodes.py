@@ -1,7 +1,7 @@
 """Nodes of the train stage."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.methods.config import MethodConfig
@@ -11,17 +11,19 @@ from selfdistill.pipelines.train.config import TrainConfig
 if TYPE_CHECKING:
     from selfdistill.data.shards import Shards
     from selfdistill.methods.checkpoint import Checkpoint
+else:  # Kedro reads the hints of the parameters and must be able to resolve all of them
+    Shards = Checkpoint = Any
 
 
 def train(
-    images: "Shards",
-    features: "Shards",
+    images: Shards,
+    features: Shards,
     network: NetworkConfig,
     method: MethodConfig,
     train: TrainConfig,
     distributed: DistributedConfig,
     scratch: Path,
-) -> "Checkpoint":
+) -> Checkpoint:
     """Train a row, going on from its last saved state if it was interrupted.
 
     Args:
@@ -41,7 +43,7 @@ def train(
     return train_row(images, features, network, method, train, distributed, scratch)
 
 
-def extract_curves(checkpoint: "Checkpoint") -> Path:
+def extract_curves(checkpoint: Checkpoint) -> Path:
     """Return the file of the loss curves that a checkpoint carries.
 
     Args:

@@ -1,0 +1,120 @@
+"""Shared fixtures: a minute data set and a minute row, real in every part but size."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from selfdistill.data.shards import Shards, ShardWriter, finalize
+from selfdistill.distributed_config import DistributedConfig
+from selfdistill.methods.config import MethodConfig
+from selfdistill.networks.config import NetworkConfig
+from selfdistill.pipelines.train.config import TrainConfig
+
+PROJECT = Path(__file__).parents[1]
+NUM_IMAGES, NUM_CLASSES = 40, 5
+
+# Several test processes beside each other would otherwise fight for the cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """Root of the project."""
+    return PROJECT
+
+
+@pytest.fixture(scope="session")
+def reference_data() -> Path:
+    """Folder of goldens and real images beside the project; the test skips without it."""
+    folder = PROJECT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("the folder of goldens and real images is not beside the project")
+    return folder
+
+
+def write_set(directory: Path, rows: np.ndarray, shard_size: int = 16) -> Shards:
+    """Write rows (N, ...) with labels i mod 5 as a shard set."""
+    num_shards = -(-len(rows) // shard_size)
+    for shard in range(num_shards):
+        with ShardWriter(directory, shard, rows.shape[1:], str(rows.dtype)) as writer:
+            for index in range(shard * shard_size, min((shard + 1) * shard_size, len(rows))):
+                writer.append(f"{index:03d}", index % NUM_CLASSES, rows[index])
+    return finalize(
+        directory,
+        num_shards=num_shards,
+        shape=rows.shape[1:],
+        dtype=str(rows.dtype),
+        class_names=[f"class_{label}" for label in range(NUM_CLASSES)],
+    )
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """40 random images of 16 x 16 in 5 classes."""
+    rows = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 16, 16, 3), dtype=np.uint8)
+    return write_set(tmp_path_factory.mktemp("images"), rows)
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """Random teacher tokens of those images, as they are and mirrored."""
+    rows = np.random.default_rng(1).normal(size=(NUM_IMAGES, 2, 4, 6)).astype(np.float16)
+    return write_set(tmp_path_factory.mktemp("features"), rows)
+
+
+@pytest.fixture(scope="session")
+def network() -> NetworkConfig:
+    """A DSD ViT of a few thousand parameters."""
+    return NetworkConfig.model_validate(
+        {
+            "name": "dsd_vit", "resolution": 16, "patch_size": 8, "width": 16, "depth": 3,
+            "num_heads": 2, "latent_dim": 4, "num_registers": 1, "num_classes": NUM_CLASSES,
+            "teacher_dim": 6, "teacher_block": 0,
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def method() -> MethodConfig:
+    """The DSD objective."""
+    return MethodConfig.model_validate(
+        {
+            "name": "dsd",
+            "weights": {
+                "distillation": 1.0, "velocity": 1.0, "reconstruction": 1.0, "alignment": 0.5,
+                "classification": 0.1,
+            },
+            "time_distribution": "logit_normal", "mask_probability": 0.5,
+            "mask_ratio": (0.1, 0.75), "class_dropout": 0.1, "ema_decay": 0.99,
+        }
+    )  # fmt: skip
+
+
+def train_values() -> dict[str, Any]:
+    """Parameters of a training of 12 steps of 8 images."""
+    return {
+        "seed": 0, "total_nimg": 96, "batch_size": 8, "micro_batch_size": 8, "flip": True,
+        "warmup_nimg": 16, "schedule": "cosine", "clip_norm": 1.0, "precision": "fp32",
+        "log_nimg": 16, "checkpoint_nimg": 32,
+        "optimizer": {
+            "name": "muon", "lr": 1.0e-3, "weight_decay": 0.1, "momentum": 0.95,
+            "num_newton_schulz": 5, "betas": (0.9, 0.95), "eps": 1.0e-8,
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def train_config() -> TrainConfig:
+    """A training of 12 steps of 8 images."""
+    return TrainConfig.model_validate(train_values())
+
+
+@pytest.fixture(scope="session")
+def one_rank() -> DistributedConfig:
+    """This process, on the CPU."""
+    return DistributedConfig(device="cpu", num_ranks=1)

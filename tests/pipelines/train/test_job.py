@@ -1,0 +1,220 @@
+"""Training as a job: bitwise resumption, equal ranks, what starts anew."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from selfdistill.distributed_config import DistributedConfig
+from selfdistill.methods.checkpoint import Checkpoint
+from selfdistill.pipelines.train import loop
+from selfdistill.pipelines.train.job import train_row
+
+FILES = ("weights.safetensors", "checkpoint.json", "curves.jsonl")
+
+
+def content(checkpoint):
+    return {name: (checkpoint.path / name).read_bytes() for name in FILES}
+
+
+@pytest.fixture
+def run(images, features, network, method, train_config, one_rank):
+    def run(scratch, distributed=one_rank, **changes):
+        config = train_config.model_copy(update=changes)
+        return train_row(images, features, network, method, config, distributed, scratch)
+
+    return run
+
+
+def test_the_same_row_gives_the_same_bytes_and_another_seed_does_not(run, tmp_path):
+    one, two = run(tmp_path / "one"), run(tmp_path / "two")
+    assert content(one) == content(two)
+    other = run(tmp_path / "other", seed=1)
+    assert content(one)["weights.safetensors"] != content(other)["weights.safetensors"]
+
+
+@pytest.mark.parametrize("stop_at", [24, 32, 64])
+def test_resume_is_bitwise_identical(run, tmp_path, monkeypatch, stop_at):
+    whole = run(tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    after_step = loop.Method.after_step
+
+    def kill(self, nimg, batch_size):
+        if nimg == stop_at + 8:
+            raise Killed
+        return original(self, nimg, batch_size)
+
+    from selfdistill.methods.dsd import DSD
+
+    original = DSD.after_step
+    assert original is not after_step
+    monkeypatch.setattr(DSD, "after_step", kill)
+    with pytest.raises(Killed):
+        run(tmp_path / "broken")
+    monkeypatch.setattr(DSD, "after_step", original)
+    (directory,) = (tmp_path / "broken").iterdir()
+    assert (directory / "state.pt").is_file() == (stop_at >= 32)
+    assert content(run(tmp_path / "broken")) == content(whole)
+
+
+def test_sigterm_saves_the_state_at_the_very_step(run, tmp_path, monkeypatch):
+    from selfdistill.methods.dsd import DSD
+
+    whole, original = run(tmp_path / "whole"), DSD.after_step
+
+    def ask(self, nimg, batch_size):
+        original(self, nimg, batch_size)
+        if nimg == 40:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(DSD, "after_step", ask)
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path / "broken")
+    assert stopped.value.code == 143
+    monkeypatch.setattr(DSD, "after_step", original)
+    (directory,) = (tmp_path / "broken").iterdir()
+    assert torch.load(directory / "state.pt", weights_only=True)["nimg"] == 40
+    assert content(run(tmp_path / "broken")) == content(whole)
+
+
+def test_a_killed_process_goes_on_to_the_same_bytes(
+    run, images, features, network, method, train_config, tmp_path
+):
+    """SIGKILL, which nobody can catch, at some moment of a training in a process of its own."""
+    long = {"total_nimg": 4_000, "checkpoint_nimg": 16}
+    spec = tmp_path / "arguments.json"
+    spec.write_text(
+        json.dumps(
+            {
+                "images": str(images.path),
+                "features": str(features.path),
+                "network": network.model_dump(mode="json"),
+                "method": method.model_dump(mode="json"),
+                "train": train_config.model_copy(update=long).model_dump(mode="json"),
+            }
+        )
+    )
+    program = textwrap.dedent(
+        """
+        import json, sys
+        from pathlib import Path
+        from selfdistill.data.shards import Shards
+        from selfdistill.distributed_config import DistributedConfig
+        from selfdistill.methods.config import MethodConfig
+        from selfdistill.networks.config import NetworkConfig
+        from selfdistill.pipelines.train.config import TrainConfig
+        from selfdistill.pipelines.train.job import train_row
+        a = json.loads(Path(sys.argv[1]).read_text())
+        train_row(
+            Shards.open(Path(a["images"])), Shards.open(Path(a["features"])),
+            NetworkConfig.model_validate(a["network"]), MethodConfig.model_validate(a["method"]),
+            TrainConfig.model_validate(a["train"]),
+            DistributedConfig(device="cpu", num_ranks=1), Path(sys.argv[2]),
+        )
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(spec), str(tmp_path / "broken")])
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "broken").glob("*/state.pt")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    (directory,) = (tmp_path / "broken").iterdir()
+    saved = torch.load(directory / "state.pt", weights_only=True)["nimg"]
+    assert 0 < saved < 4_000
+    assert content(run(tmp_path / "broken", **long)) == content(run(tmp_path / "whole", **long))
+
+
+def test_two_ranks_train_to_the_weights_of_one(run, tmp_path):
+    """Up to the order of float sums: each rank adds half of the batch, then gloo adds the halves."""
+    one = run(tmp_path / "one")
+    two = run(tmp_path / "two", DistributedConfig(device="cpu", num_ranks=2))
+    a, b = (load_file(c.path / "weights.safetensors") for c in (one, two))
+    for name, value in a.items():
+        torch.testing.assert_close(value, b[name], atol=2e-5, rtol=1e-3, msg=name)
+    curves = [
+        [json.loads(line) for line in (c.path / "curves.jsonl").read_text().splitlines()]
+        for c in (one, two)
+    ]
+    for line, other in zip(*curves, strict=True):
+        assert line["nimg"] == other["nimg"]
+        for name, value in line.items():
+            assert value == pytest.approx(other[name], rel=1e-3, abs=1e-6), name
+
+
+def test_micro_batches_change_nothing_but_the_order_of_sums(run, tmp_path):
+    whole, parts = run(tmp_path / "whole"), run(tmp_path / "parts", micro_batch_size=2)
+    a, b = (load_file(c.path / "weights.safetensors") for c in (whole, parts))
+    for name, value in a.items():
+        torch.testing.assert_close(value, b[name], atol=2e-5, rtol=1e-3, msg=name)
+
+
+def test_a_failed_rank_gives_its_own_message(run, tmp_path):
+    with pytest.raises(RuntimeError, match="does not divide into 3 ranks"):
+        run(tmp_path, DistributedConfig(device="cpu", num_ranks=3))
+
+
+def test_a_batch_that_does_not_divide_is_named(run, tmp_path):
+    with pytest.raises(ValueError, match="batch_size 8"):
+        run(tmp_path, micro_batch_size=3)
+
+
+def test_a_changed_parameter_starts_anew_and_says_so(run, tmp_path, caplog):
+    run(tmp_path)
+    with caplog.at_level("INFO"):
+        run(tmp_path, seed=2)
+    assert "Starting anew" in caplog.text
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_finished_training_that_was_not_fetched_is_not_repeated(run, tmp_path, monkeypatch):
+    first = content(run(tmp_path))
+    monkeypatch.setattr("selfdistill.pipelines.train.job.launch", None)
+    assert content(run(tmp_path)) == first
+
+
+def test_a_loss_that_is_not_finite_stops_and_is_named(run, tmp_path, monkeypatch):
+    from selfdistill.methods.dsd import DSD
+
+    original = DSD.loss
+
+    def poisoned(self, batch):
+        losses = original(self, batch)
+        return {**losses, "reconstruction": losses["reconstruction"] * float("nan")}
+
+    monkeypatch.setattr(DSD, "loss", poisoned)
+    with pytest.raises(FloatingPointError, match="network/reconstruction is nan after 16 images"):
+        run(tmp_path)
+
+
+def test_training_lowers_the_loss(run, tmp_path):
+    checkpoint = run(tmp_path, total_nimg=1_600, log_nimg=160, checkpoint_nimg=1_600)
+    lines = (checkpoint.path / "curves.jsonl").read_text().splitlines()
+    first, last = json.loads(lines[0]), json.loads(lines[-1])
+    assert last["loss"] < 0.8 * first["loss"]
+    assert set(last) == {
+        "nimg", "loss", "lr", "grad_norm", "network/distillation", "network/velocity",
+        "network/reconstruction", "network/alignment", "network/classification",
+    }  # fmt: skip
+
+
+def test_damaged_weights_are_refused(run, tmp_path):
+    checkpoint = run(tmp_path)
+    file = checkpoint.path / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match=r"weights\.safetensors is damaged"):
+        checkpoint.load(torch.device("cpu"))
+    with pytest.raises(FileNotFoundError, match="no finished checkpoint"):
+        Checkpoint.open(tmp_path / "nowhere")
