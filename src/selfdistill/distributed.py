@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.elastic.multiprocessing.errors import record as record_errors
 
 from selfdistill.distributed_config import DistributedConfig
 
@@ -70,7 +69,6 @@ class World:
         return nn.parallel.DistributedDataParallel(
             module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-
 
     @contextmanager
     def synchronised(self, module: nn.Module, *, last: bool) -> Iterator[None]:
@@ -133,10 +131,9 @@ def launch(run: Callable[[Path, World], None], spec: Path, config: DistributedCo
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // size))}
     before = {name: os.environ.get(name) for name in threads}
     os.environ.update({name: value for name, value in threads.items() if before[name] is None})
-    command = (sys.executable,)
     target = f"{run.__module__}:{run.__qualname__}"
     try:
-        elastic_launch(settings, *command)(
+        elastic_launch(settings, sys.executable)(
             "-u", "-m", "selfdistill.worker", target, str(spec), device, str(os.getpid())
         )
     except ChildFailedError as error:
@@ -164,6 +161,13 @@ def joined(device: str) -> Iterator[World]:
     finally:
         if size > 1:
             dist.destroy_process_group()
+
+
+def reporting(entry: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a rank's entry point so that its exception reaches whoever started the ranks."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return record(entry)
 
 
 def die_with_parent(starter: int) -> None:

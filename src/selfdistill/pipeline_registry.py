@@ -50,19 +50,19 @@ def _config_loader() -> ProjectConfigLoader:
     if ProjectConfigLoader.latest is not None:
         return ProjectConfigLoader.latest
     conf = Path(__file__).parents[2] / "conf"
-    return ProjectConfigLoader(
-        str(conf), env=os.environ.get("KEDRO_ENV"), **CONFIG_LOADER_ARGS
-    )
+    return ProjectConfigLoader(str(conf), env=os.environ.get("KEDRO_ENV"), **CONFIG_LOADER_ARGS)
 
 
 def _dataset_stages(name: str, dataset: DatasetConfig) -> dict[str, Pipeline]:
+    raw = {"raw": f"raw.{dataset.raw}"}
     shared = {"params:distributed": "params:distributed"}
     return {
         "preprocess": Pipeline(
             preprocess.create_pipeline(dataset.generate),
             namespace=name,
+            inputs=None if dataset.generate else raw,
+            outputs=raw if dataset.generate else None,
             parameters=shared,
-            **_wired({"raw": f"raw.{dataset.raw}"}, output=dataset.generate is not None),
         ),
         "features": Pipeline(
             features.create_pipeline(),
@@ -75,10 +75,6 @@ def _dataset_stages(name: str, dataset: DatasetConfig) -> dict[str, Pipeline]:
             parameters={"params:evaluation": "params:evaluation"},
         ),
     }
-
-
-def _wired(names: dict[str, str], *, output: bool) -> dict[str, dict[str, str]]:
-    return {"outputs" if output else "inputs": names}
 
 
 def _row_stages(name: str, row: RowConfig) -> dict[str, Pipeline]:

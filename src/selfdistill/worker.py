@@ -11,8 +11,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-
-from selfdistill.distributed import die_with_parent, joined, record_errors
+from selfdistill.distributed import die_with_parent, joined, reporting
 
 _STAGES = ("train", "features", "sample")
 
@@ -29,7 +28,7 @@ def resolve(target: str) -> tuple[str, str]:
     return module, function
 
 
-@record_errors
+@reporting
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one rank."""
     parser = argparse.ArgumentParser(prog="python -m selfdistill.worker")

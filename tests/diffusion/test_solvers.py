@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_shift_fixes_the_ends_and_a_small_one_dwells_near_noise(shift):
     times = time_points(100, shift)
     assert times[0] == 0
     assert times[-1] == pytest.approx(1)
-    assert all(a < b for a, b in zip(times[:-1], times[1:], strict=True))
+    assert all(a < b for a, b in pairwise(times))
     assert (times[50] < 0.5) == (shift < 1)
 
 

@@ -218,4 +218,3 @@ def test_latents_are_compared_on_one_scale(batch):
     with torch.no_grad():
         method.network.z0_out.linear.weight.mul_(3)
     torch.testing.assert_close(before, method.loss(batch)["distillation"], atol=1e-4, rtol=1e-4)
-    

@@ -42,7 +42,7 @@ def test_weights_from_a_file_are_the_same_teacher(tmp_path):
 
 
 def test_missing_weights_and_wrong_width_are_named():
-    with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
         teacher(weights="nowhere.safetensors")
     with pytest.raises(ValueError, match="width 32, not 48"):
         teacher(dim=48)

@@ -1,6 +1,7 @@
 """Solvers of the probability-flow ODE dz/dt = v(z, t) from t = 0 (noise) to t = 1 (data)."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,7 +22,10 @@ def shift_time(t: Tensor, shift: float) -> Tensor:
 
 def time_points(num_steps: int, shift: float = 1.0) -> list[float]:
     """Return the num_steps + 1 shifted times from 0 to 1, computed in float64."""
-    return [float(t) for t in shift_time(torch.linspace(0, 1, num_steps + 1, dtype=torch.float64), shift)]
+    return [
+        float(t)
+        for t in shift_time(torch.linspace(0, 1, num_steps + 1, dtype=torch.float64), shift)
+    ]
 
 
 def euler(velocity: Velocity, eps: Tensor, times: list[float]) -> Tensor:
@@ -36,7 +40,7 @@ def euler(velocity: Velocity, eps: Tensor, times: list[float]) -> Tensor:
         State at times[-1], (N, ...).
     """
     z = eps
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+    for t, t_next in pairwise(times):
         z = z + (t_next - t) * velocity(z, t)
     return z
 

@@ -26,7 +26,7 @@ from selfdistill.diffusion.solvers import SOLVERS, time_points
 from selfdistill.draws import Draws
 from selfdistill.methods.config import DSDConfig
 from selfdistill.methods.ema import update_average, warmed_up_decay
-from selfdistill.methods.method import LossFn, Losses, Method
+from selfdistill.methods.method import Losses, LossFn, Method
 from selfdistill.networks.dsd_vit import DSDViT
 
 

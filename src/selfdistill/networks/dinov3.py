@@ -1,6 +1,7 @@
 """Frozen teachers from timm: DINOv3 (arXiv:2508.10104) and any other ViT with patch tokens."""
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -13,9 +14,12 @@ from selfdistill.networks.config import TeacherConfig
 class Teacher(nn.Module):
     """Images to normalised patch tokens of the last block; class and register tokens dropped."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: TeacherConfig, resolution: int) -> None:
         super().__init__()
-        self.vit = _create(config, resolution)
+        self.vit: Any = _create(config, resolution)
         mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
         self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(3, 1, 1), persistent=False)

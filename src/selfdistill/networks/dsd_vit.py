@@ -1,7 +1,7 @@
 """The one ViT of DSD (arXiv:2511.14716v1, Sec. 3 and 4.1): encoder, decoder and diffusion model.
 
     encode:   x   -> patches -> ViT -> latent head -> z           (image in, clean latent out)
-    denoise:  z_t -> tokens  -> ViT -> h                          (the same ViT, told neither t nor y)
+    denoise:  z_t -> tokens  -> ViT -> h                          (the same ViT, told no t, no y)
     from h:   DiT layer -> z0_pred and v_pred;   image head -> x  (t and y enter only the DiT layer)
 
 What the paper leaves open follows from its parameter counts (42, 118 and 205 M): plain pre-norm
@@ -113,9 +113,9 @@ class DiTLayer(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(N, L, D) tokens and (N, D) conditions -> (N, L, D)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(
-            F.silu(condition)
-        ).chunk(6, dim=-1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(
+            6, dim=-1
+        )
         x = x + gate1[:, None] * self.attention(modulate(self.norm1(x), shift1, scale1), cos, sin)
         return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
@@ -155,14 +155,15 @@ class TimeEmbedding(nn.Module):
 class DSDViT(nn.Module):
     """Encoder, denoiser and decoder in one; see the module's docstring."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: DSDViTConfig) -> None:
         super().__init__()
         self.config = config
         D, C, p = config.width, config.latent_dim, config.patch_size
         # Image head of the encoder: "two convolution layers"; the GELU between them is ours.
-        self.image_in = nn.Sequential(
-            nn.Conv2d(3, D, p, stride=p), nn.GELU(), nn.Conv2d(D, D, 1)
-        )
+        self.image_in = nn.Sequential(nn.Conv2d(3, D, p, stride=p), nn.GELU(), nn.Conv2d(D, D, 1))
         self.mask_token = nn.Parameter(torch.zeros(D))
         self.registers = nn.Parameter(torch.zeros(config.num_registers, D))
         self.blocks = nn.ModuleList(Block(D, config.num_heads) for _ in range(config.depth - 1))
@@ -267,7 +268,7 @@ class DSDViT(nn.Module):
         return output(h, condition)
 
     def _backbone(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the blocks on tokens (N, L, D); return their last and tapped outputs, no registers."""
+        """Run the blocks on tokens (N, L, D); return the last and the tapped output, (N, L, D)."""
         skip = self.config.num_registers
         registers = self.registers.to(tokens.dtype).expand(len(tokens), -1, -1)
         x = torch.cat((registers, tokens), dim=1)  # (N, registers + L, D)

@@ -138,7 +138,7 @@ def test_a_killed_process_goes_on_to_the_same_bytes(
 
 
 def test_two_ranks_train_to_the_weights_of_one(run, tmp_path):
-    """Up to the order of float sums: each rank adds half of the batch, then gloo adds the halves."""
+    """Up to the order of float sums: each rank adds half of the batch, gloo adds the halves."""
     one = run(tmp_path / "one")
     two = run(tmp_path / "two", DistributedConfig(device="cpu", num_ranks=2))
     a, b = (load_file(c.path / "weights.safetensors") for c in (one, two))

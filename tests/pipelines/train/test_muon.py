@@ -15,9 +15,7 @@ def test_three_steps_equal_torchs_muon():
     theirs = [nn.Parameter(parameter.detach().clone()) for parameter in ours]
     settings = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.95, "ns_steps": 5}
     optimizer = BatchedMuon(ours, **settings)
-    reference = torch.optim.Muon(
-        theirs, nesterov=True, adjust_lr_fn="match_rms_adamw", **settings
-    )
+    reference = torch.optim.Muon(theirs, nesterov=True, adjust_lr_fn="match_rms_adamw", **settings)
     for _ in range(3):
         start = [parameter.detach().clone() for parameter in theirs]
         for a, b in zip(ours, theirs, strict=True):

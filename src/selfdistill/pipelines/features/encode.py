@@ -32,9 +32,7 @@ def encode_images(
     job = fingerprint(config, images.fingerprint, versions)
     directory = job_directory(scratch, job)
     spec = directory / "spec.json"
-    write_json(
-        spec, {"images": str(images.path), "directory": str(directory), "teacher": config}
-    )
+    write_json(spec, {"images": str(images.path), "directory": str(directory), "teacher": config})
     num_shards = len(images.header["shards"])
     if missing := missing_shards(directory, num_shards):
         logger.info("Encoding %d of %d shards", len(missing), num_shards)

@@ -96,9 +96,7 @@ class State:
         logger.info("Resumed at %s images", f"{self.nimg:,}")
 
 
-def fit(
-    method: Method, loader: Loader, config: TrainConfig, world: World, directory: Path
-) -> None:
+def fit(method: Method, loader: Loader, config: TrainConfig, world: World, directory: Path) -> None:
     """Train a method in place, from its last saved state to `config.total_nimg`.
 
     Args:
@@ -259,7 +257,7 @@ def _accumulate(
         with world.synchronised(turn, last=micro == num_micro - 1):
             with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
                 losses = turn(next(batches))
-            (sum(losses.values()).sum() / share).backward()  # type: ignore[union-attr]
+            (sum(losses.values()).sum() / share).backward()
         for term, value in losses.items():
             key = f"{name}/{term}"
             total = value.detach().float().sum()
@@ -273,5 +271,3 @@ def _check_finite(values: dict[str, float], nimg: int) -> None:
                 f"{name} is {value} after {nimg:,} images; the last saved state is kept. "
                 "Lower the learning rate or the gradient's clip_norm"
             )
-
-

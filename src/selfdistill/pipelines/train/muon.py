@@ -87,10 +87,9 @@ class BatchedMuon(Muon):
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
-        updates = orthogonalise(
-            nesterov, group["ns_coefficients"], group["ns_steps"], group["eps"]
-        )
-        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        updates = orthogonalise(nesterov, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        weights: list[Tensor] = list(parameters)
+        torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
         scale = 0.2 * math.sqrt(max(shape))
-        updates = list(updates.to(parameters[0].dtype).unbind())
-        torch._foreach_add_(parameters, updates, alpha=-lr * scale)
+        changes = list(updates.to(weights[0].dtype).unbind())
+        torch._foreach_add_(weights, changes, alpha=-lr * scale)

@@ -23,6 +23,8 @@ def create_pipeline() -> Pipeline:
                 outputs="checkpoint",
                 name="train",
             ),
-            Node(nodes.extract_curves, inputs="checkpoint", outputs="curves", name="extract_curves"),
+            Node(
+                nodes.extract_curves, inputs="checkpoint", outputs="curves", name="extract_curves"
+            ),
         ]
     )
