@@ -1,12 +1,14 @@
 """Shared fixtures: a minute data set and a minute row, real in every part but size."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from selfdistill.data.shards import Shards, ShardWriter, finalize
 from selfdistill.distributed_config import DistributedConfig
@@ -118,3 +120,37 @@ def train_config() -> TrainConfig:
 def one_rank() -> DistributedConfig:
     """This process, on the CPU."""
     return DistributedConfig(device="cpu", num_ranks=1)
+
+
+class Conf:
+    """A copy of the project's configuration that a test may change.
+
+    Attributes:
+        path: The folder, for `--conf-source`.
+        data: Where the tiny environment keeps its data.
+    """
+
+    def __init__(self, path: Path, data: Path) -> None:
+        self.path, self.data = path, data
+        shutil.copytree(PROJECT / "conf", path, ignore=shutil.ignore_patterns("local"))
+        (path / "local").mkdir()
+        self.change("tiny/globals.yml", {"data_root": str(data)})
+
+    def change(self, file: str, values: dict[str, Any]) -> None:
+        """Overlay values on a YAML file of the copy, which is made when absent."""
+        place = self.path / file
+        present = yaml.safe_load(place.read_text(encoding="utf-8")) if place.is_file() else {}
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(yaml.safe_dump(_overlaid(present, values)), encoding="utf-8")
+
+
+def _overlaid(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return {**below, **{key: _overlaid(below.get(key), value) for key, value in above.items()}}
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Conf:
+    """A copy of the configuration whose tiny data lie under `tmp_path`."""
+    return Conf(tmp_path / "conf", tmp_path / "data")

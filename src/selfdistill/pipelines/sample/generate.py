@@ -70,6 +70,7 @@ def generate_samples(
             "checkpoint": checkpoint.about["sha256"],
             "nimg": checkpoint.about["nimg"],
             "sample": settings,
+            "nfe": config.num_steps,
             "quantisation": QUANTISATION,
             "code": code,
         },

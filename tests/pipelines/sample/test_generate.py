@@ -1,0 +1,143 @@
+"""Samples are functions of their number: of nothing else, in any split."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from selfdistill.data.shards import Shards
+from selfdistill.distributed_config import DistributedConfig
+from selfdistill.draws import Draws
+from selfdistill.methods.checkpoint import Checkpoint
+from selfdistill.methods.registry import build_method
+from selfdistill.pipelines.sample import generate
+from selfdistill.pipelines.sample.config import SampleConfig
+from selfdistill.pipelines.sample.generate import generate_samples, quantise
+from selfdistill.pipelines.sample.grid import labelled_grid
+
+NAMES = [f"class_{label}" for label in range(5)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, network, method):
+    torch.manual_seed(0)
+    built = build_method(network, method)
+    for layer in (built.average.dit_layer, built.average.velocity_out):
+        torch.nn.init.normal_(layer.modulation.weight, std=0.1)
+    torch.nn.init.normal_(built.average.velocity_out.linear.weight, std=0.1)
+    path = tmp_path_factory.mktemp("checkpoint")
+    return Checkpoint.write(
+        path, built, network_config=network, method_config=method, about={"nimg": 0}
+    )
+
+
+def config(**changes):
+    values = {
+        "solver": "euler", "num_steps": 3, "timestep_shift": 1.0, "guidance": 2.0, "seed": 4,
+        "num_images": 22, "batch_size": 6, "shard_size": 8,
+    }  # fmt: skip
+    return SampleConfig.model_validate(values | changes)
+
+
+def pixels(shards):
+    return shards.read(np.arange(len(shards)))
+
+
+def test_image_i_has_class_i_mod_k_and_its_own_noise(checkpoint, one_rank, tmp_path):
+    samples = generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path)
+    assert len(samples) == 22
+    assert samples.shape == (16, 16, 3)
+    assert samples.labels.tolist() == [i % 5 for i in range(22)]
+    assert [entry["rows"] for entry in samples.header["shards"]] == [8, 8, 6]
+    method = checkpoint.load(torch.device("cpu"))
+    eps = Draws(4, torch.tensor([13])).normal("sample", *method.noise_shape())
+    x = method.sample(eps, torch.tensor([3]), config())
+    expected = quantise(x)[0].numpy().astype(int)
+    assert np.abs(samples.read([13])[0].astype(int) - expected).max() <= 1
+
+
+def test_batches_and_shards_do_not_matter(checkpoint, one_rank, tmp_path):
+    one = generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path / "one")
+    two = generate_samples(
+        checkpoint, NAMES, config(batch_size=5, shard_size=22), one_rank, tmp_path / "two"
+    )
+    difference = np.abs(pixels(one).astype(int) - pixels(two).astype(int))
+    assert difference.max() <= 1  # a rounding at the edge of a grey level
+    assert (difference > 0).mean() < 0.01
+
+
+def test_two_ranks_write_the_bytes_of_one(checkpoint, one_rank, tmp_path):
+    one = generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path / "one")
+    two = generate_samples(
+        checkpoint, NAMES, config(), DistributedConfig(device="cpu", num_ranks=2), tmp_path / "two"
+    )
+    difference = np.abs(pixels(one).astype(int) - pixels(two).astype(int))
+    assert difference.max() <= 1  # ranks may have fewer threads, and sums another order
+    assert one.labels.tolist() == two.labels.tolist()
+
+
+def test_a_killed_job_goes_on_at_the_first_missing_shard(
+    checkpoint, one_rank, tmp_path, monkeypatch
+):
+    whole = generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    appended = []
+    append = generate.ShardWriter.append
+
+    def stop(self, key, label, row):
+        if len(appended) == 12:
+            raise Killed
+        appended.append(key)
+        append(self, key, label, row)
+
+    monkeypatch.setattr(generate.ShardWriter, "append", stop)
+    with pytest.raises(Killed):
+        generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path / "broken")
+    (directory,) = (tmp_path / "broken").iterdir()
+    assert [file.name for file in directory.glob("*.arrow")] == ["shard-00000.arrow"]
+    assert not list(directory.glob(".*.tmp"))
+
+    again = []
+    monkeypatch.setattr(
+        generate.ShardWriter,
+        "append",
+        lambda self, key, label, row: again.append(key) or append(self, key, label, row),
+    )
+    resumed = generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path / "broken")
+    assert again == [f"{i:08d}" for i in range(8, 22)]
+    assert [e["sha256"] for e in resumed.header["shards"]] == [
+        e["sha256"] for e in whole.header["shards"]
+    ]
+
+
+def test_the_header_says_where_the_samples_come_from(checkpoint, one_rank, tmp_path):
+    samples = generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path)
+    about = Shards.open(samples.path).header["about"]
+    assert about["checkpoint"] == checkpoint.about["sha256"]
+    assert about["sample"]["guidance"] == 2.0
+    assert about["quantisation"] == "floor(clip(127.5 x + 128, 0, 255))"
+    assert about["nfe"] == 3
+
+
+def test_quantisation_floors_half_a_grey_level_up():
+    x = torch.tensor([-2.0, -1.0, -0.5, 0.0, 0.999, 1.0, 2.0]).view(1, 1, 1, 7).expand(1, 3, 1, 7)
+    assert quantise(x)[0, 0, :, 0].tolist() == [0, 0, 64, 128, 255, 255, 255]
+
+
+def test_the_grid_shows_samples_beside_the_name_of_their_class(checkpoint, one_rank, tmp_path):
+    samples = generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path)
+    grid = labelled_grid(samples)
+    assert grid.mode == "RGB"
+    cell = 64
+    margin = grid.width - 10 * (cell + 2)
+    second_of_class_3 = (margin + cell + 2, 2 + 3 * (cell + 2))
+    shown = grid.crop(
+        (*second_of_class_3, second_of_class_3[0] + cell, second_of_class_3[1] + cell)
+    )
+    image = Image.fromarray(samples.read([8])[0]).resize((cell, cell), Image.Resampling.NEAREST)
+    assert np.array_equal(np.asarray(shown), np.asarray(image))
+    name = np.asarray(grid.crop((0, second_of_class_3[1], margin, second_of_class_3[1] + cell)))
+    assert (name < 128).any()

@@ -1,0 +1,70 @@
+"""Raw image files in, numbers and pictures of a row out, through a real Kedro session."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+from PIL import Image
+
+BOUNDS = {"class_accuracy": 0.80, "share_of_noise": 0.1}
+
+
+def run(project, conf, *pipelines):
+    bootstrap_project(project)
+    with KedroSession.create(project, env="tiny", conf_source=str(conf.path)) as session:
+        session.run(pipeline_names=list(pipelines))
+
+
+def test_a_row_of_a_few_steps_makes_every_artefact(project, conf):
+    sampling = {"num_steps": 2, "num_images": 20, "batch_size": 10, "shard_size": 10}
+    row = {
+        "network": {"width": 32, "depth": 3},
+        "train": {"total_nimg": 256, "log_nimg": 128, "checkpoint_nimg": 128},
+        "samplings": {"plain": sampling, "guided": sampling},
+    }
+    conf.change("tiny/parameters/dsd.yml", {"dsd_s": row})
+    run(project, conf, "dsd_s")
+
+    reporting = conf.data / "08_reporting"
+    manifest = json.loads((conf.data / "03_primary/digits_32/images/manifest.json").read_text())
+    assert manifest["num_records"] == 1_797
+    assert manifest["num_rejects"] == 1
+    for sampling_name in ("plain", "guided"):
+        metrics = json.loads((reporting / "dsd_s" / sampling_name / "metrics.json").read_text())
+        assert set(metrics["metrics"]) == {"fd_tiny", "class_accuracy"}
+        assert metrics["protocol"]["num_samples"] == 20
+        assert Image.open(reporting / "dsd_s" / sampling_name / "grid.png").width > 600
+        npz = np.load(conf.data / "07_model_output" / "dsd_s" / sampling_name / "samples.npz")
+        assert npz["arr_0"].shape == (20, 32, 32, 3)
+    for picture in ("sheet.png", "curves.png"):
+        assert Image.open(reporting / "dsd" / picture).width > 0
+    assert "dsd_s" in (reporting / "dsd" / "table.html").read_text()
+    with (reporting / "dsd" / "table.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 6  # three rows, with and without guidance
+    assert [line["fid_paper"] for line in lines][-2:] == ["4.25", "3.35"]
+    for metric in ("fid", "sfid", "inception_score"):  # nobody measured these here
+        assert all(line[f"{metric}_ours"] == "" for line in lines)
+        assert all(line[f"{metric}_difference"] == "" for line in lines)
+    assert [line["row"] for line in lines if line["fd_tiny"]] == ["dsd_s", "dsd_s"]
+
+    # Another row and a finer table need nothing of what is there made again.
+    checkpoint = conf.data / "06_models/dsd_s/checkpoint/weights.safetensors"
+    before = checkpoint.stat().st_mtime_ns
+    run(project, conf, "report")
+    assert checkpoint.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["dsd_s", "dsd_m", "dsd_b"])
+def test_a_tiny_row_learns_the_digits(project, conf, row):
+    """With guidance, 4 of 5 samples are the digit asked for, at a tenth of noise's distance."""
+    run(project, conf, row)
+    file = conf.data / "08_reporting" / row / "guided" / "metrics.json"
+    result = json.loads(file.read_text())
+    assert result["metrics"]["class_accuracy"] >= BOUNDS["class_accuracy"]
+    noise = result["baselines"]["fd_tiny_noise"]
+    assert result["metrics"]["fd_tiny"] <= BOUNDS["share_of_noise"] * noise

@@ -1,0 +1,73 @@
+import subprocess
+import sys
+
+import pytest
+from kedro.framework.project import pipelines
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+from kedro.validation.type_extractor import TypeExtractor
+from pydantic import BaseModel
+
+ROWS = ("dsd_s", "dsd_m", "dsd_b")
+
+
+@pytest.fixture(scope="module", params=["base", "tiny"])
+def registered(request, project):
+    bootstrap_project(project)
+    with KedroSession.create(project, env=request.param) as session:
+        session.load_context()
+        return request.param, dict(pipelines)
+
+
+def test_there_is_a_pipeline_a_row_a_stage_and_a_data_set(registered):
+    env, found = registered
+    stages = {"preprocess", "features", "train", "sample", "evaluate", "report"}
+    assert stages | set(ROWS) | {"__default__", "preprocess_imagenet_256"} <= found.keys()
+    assert ("preprocess_digits_32" in found) == (env == "tiny")
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_runs_from_raw_images_to_its_papers_table(registered, row):
+    env, found = registered
+    pipeline = found[row]
+    produced = pipeline.all_outputs()
+    for noun in ("checkpoint", "curves", "plain.samples", "guided.metrics", "guided.grid"):
+        assert f"{row}.{noun}" in produced
+    assert "table_dsd" in produced
+    others = [other for other in ROWS if other != row]
+    assert not any(name.startswith(tuple(f"{o}." for o in others)) for name in produced)
+    assert ("raw.digits" in produced) == (env == "tiny")
+    assert ("raw.imagenet" in pipeline.inputs()) == (env == "base")
+
+
+def test_every_node_has_a_name_and_rows_are_namespaces(registered):
+    _, found = registered
+    for node in found["__default__"].nodes:
+        assert "__" not in node.name
+    for node in found["train"].nodes:
+        assert node.namespace in ROWS
+
+
+def test_kedro_sees_the_type_of_every_parameter(registered):
+    """One hint that cannot be resolved and Kedro hands a plain dict over without an error."""
+    _, found = registered
+    pipeline = {"__default__": found["__default__"]}
+    hints = TypeExtractor(pipeline).extract_types_from_pipelines()
+    inputs = {name for node in found["__default__"].nodes for name in node.inputs}
+    wanted = {name for name in inputs if name.startswith("params:") and "paper" not in name}
+    assert wanted
+    for name in wanted:
+        assert issubclass(hints[name.removeprefix("params:")], BaseModel), name
+
+
+def test_the_registry_imports_nothing_heavy():
+    """So that `kedro registry list` answers at once."""
+    program = (
+        "import sys, selfdistill.pipeline_registry as r; r.register_pipelines();"
+        "print([m for m in ('torch', 'timm', 'mlflow', 'pandas', 'sklearn', 'PIL', 'pyarrow')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
