@@ -27,6 +27,8 @@ def _message(error: BaseException) -> str:
 
 @functools.wraps(kedro_run.callback)  # type: ignore[arg-type]
 def _run(*args: Any, traceback: bool, **kwargs: Any) -> Any:
+    if kwargs["pipeline"] and not kwargs["pipelines"]:  # both spellings, without a warning
+        kwargs |= {"pipeline": None, "pipelines": [kwargs["pipeline"]]}
     try:
         return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]
     except _MISTAKES as error:

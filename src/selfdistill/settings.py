@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from kedro.config import OmegaConfigLoader
 
-from selfdistill.hooks import PreflightHooks
+from selfdistill.hooks import PreflightHooks, ProgressHooks
 
 # Rows meet their data sets and tables across namespaces by design (`imagenet_256.images`).
 warnings.filterwarnings("ignore", message="One or more dataset names contain '.' characters")
@@ -32,4 +32,4 @@ CONFIG_LOADER_ARGS = {
     # Rows of tiny say only how they differ from those of base.
     "merge_strategy": {"parameters": "soft"},
 }
-HOOKS = (PreflightHooks(),)
+HOOKS = (PreflightHooks(), ProgressHooks())
