@@ -30,15 +30,6 @@ def project() -> Path:
     return PROJECT
 
 
-@pytest.fixture(scope="session")
-def reference_data() -> Path:
-    """Folder of goldens and real images beside the project; the test skips without it."""
-    folder = PROJECT.parent / "shared"
-    if not folder.is_dir():
-        pytest.skip("the folder of goldens and real images is not beside the project")
-    return folder
-
-
 def write_set(directory: Path, rows: np.ndarray, shard_size: int = 16) -> Shards:
     """Write rows (N, ...) with labels i mod 5 as a shard set."""
     num_shards = -(-len(rows) // shard_size)

@@ -227,7 +227,7 @@ class DSDViT(nn.Module):
         """
         tokens = self.image_in(x).flatten(2).transpose(1, 2)  # (N, L, D)
         if mask is not None:
-            tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
+            tokens = torch.where(mask[..., None], self.mask_token, tokens)
         h, _ = self._backbone(tokens)
         return normalize_latent(self.latent_out(h))
 
@@ -270,8 +270,9 @@ class DSDViT(nn.Module):
     def _backbone(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Run the blocks on tokens (N, L, D); return the last and the tapped output, (N, L, D)."""
         skip = self.config.num_registers
-        registers = self.registers.to(tokens.dtype).expand(len(tokens), -1, -1)
-        x = torch.cat((registers, tokens), dim=1)  # (N, registers + L, D)
+        # Registers are float32, so the residual stream is too, whatever autocast does inside.
+        registers = self.registers.expand(len(tokens), -1, -1)
+        x = torch.cat((registers, tokens.float()), dim=1)  # (N, registers + L, D)
         tapped = x
         for number, block in enumerate(self.blocks):
             x = block(x, self.cos, self.sin)

@@ -87,7 +87,7 @@ def run(spec: Path, world: World) -> None:
         flip=config.flip,
         device=world.device,
     )
-    fit(method, loader, config, world, directory)
+    nimg = fit(method, loader, config, world, directory)
     if world.is_main:
         unfinished = temporary_name(directory / "finished")
         Checkpoint.write(
@@ -95,7 +95,7 @@ def run(spec: Path, world: World) -> None:
             method,
             network_config=network,
             method_config=method_config,
-            about={"train": job["train"], "nimg": config.total_nimg, **job["about"]},
+            about={"train": job["train"], "nimg": nimg, **job["about"]},
         )
         for file in (CURVES, "speed.jsonl"):
             shutil.copyfile(directory / file, unfinished / file)

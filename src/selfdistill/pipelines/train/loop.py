@@ -96,7 +96,7 @@ class State:
         logger.info("Resumed at %s images", f"{self.nimg:,}")
 
 
-def fit(method: Method, loader: Loader, config: TrainConfig, world: World, directory: Path) -> None:
+def fit(method: Method, loader: Loader, config: TrainConfig, world: World, directory: Path) -> int:
     """Train a method in place, from its last saved state to `config.total_nimg`.
 
     Args:
@@ -105,6 +105,9 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
         config: The loop's parameters.
         world: This rank.
         directory: Where state and curves are kept.
+
+    Returns:
+        Images seen: total_nimg, rounded up to whole steps.
 
     Raises:
         ValueError: If the batch does not divide among the ranks.
@@ -148,6 +151,7 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
                 state.save(directory, world)
             if stopping:
                 stop.leave(state.nimg)
+    return state.nimg
 
 
 class Curves:
