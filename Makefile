@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint test-gpu viz lock clean
+.PHONY: help setup demo test lint test-slow test-gpu viz lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ lint: setup  ## Check style, types and architecture
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+test-slow: setup  ## Train the three tiny rows and hold them to their bounds (a quarter of an hour)
+	$(BIN)/pytest -m slow
 
 test-gpu: setup  ## Run the tests that need a CUDA device
 	$(BIN)/pytest -m gpu

@@ -1,4 +1,4 @@
-"""Shared fixtures: a minute data set and a minute row, real in every part but size."""
+"""Shared fixtures: a minute dataset and a minute row, real in every part but size."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def project() -> Path:
     return PROJECT
 
 
-def write_set(directory: Path, rows: np.ndarray, shard_size: int = 16) -> Shards:
+def write_set(directory: Path, rows: np.ndarray, shard_size: int = 16, **about: str) -> Shards:
     """Write rows (N, ...) with labels i mod 5 as a shard set."""
     num_shards = -(-len(rows) // shard_size)
     for shard in range(num_shards):
@@ -43,6 +43,7 @@ def write_set(directory: Path, rows: np.ndarray, shard_size: int = 16) -> Shards
         shape=rows.shape[1:],
         dtype=str(rows.dtype),
         class_names=[f"class_{label}" for label in range(NUM_CLASSES)],
+        about=about,
     )
 
 
@@ -54,10 +55,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Shards:
 
 
 @pytest.fixture(scope="session")
-def features(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+def features(images: Shards, tmp_path_factory: pytest.TempPathFactory) -> Shards:
     """Random teacher tokens of those images, as they are and mirrored."""
     rows = np.random.default_rng(1).normal(size=(NUM_IMAGES, 2, 4, 6)).astype(np.float16)
-    return write_set(tmp_path_factory.mktemp("features"), rows)
+    return write_set(tmp_path_factory.mktemp("features"), rows, images=images.fingerprint)
 
 
 @pytest.fixture(scope="session")

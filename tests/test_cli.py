@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from selfdistill.config import ProjectConfig
 from selfdistill.data.shards import ShardWriter, finalize
 
 
@@ -24,42 +25,45 @@ def kedro(project, conf):
 
 
 @pytest.fixture
-def refused(kedro):
+def refused(kedro, conf):
     def refused(*arguments, message):
+        before = set(conf.data.rglob("*"))
         done = kedro("run", *arguments)
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
         assert message in line
+        made = [path for path in conf.data.rglob("*") if path.is_file() and path not in before]
+        assert not [path for path in made if path.name != ".lock"]  # no work was begun
         return done
 
     return refused
 
 
-def test_a_wrong_key(conf, refused):
+def test_a_wrong_key_is_named_by_its_path(conf, refused):
     conf.change("tiny/parameters/dsd.yml", {"dsd_b": {"train": {"learning_rate": 1.0}}})
     refused("--env=tiny", "--pipelines=dsd_b", message="dsd_b.train.learning_rate: unknown key")
 
 
-def test_a_wrong_type(conf, refused):
+def test_a_wrong_type_is_named_by_its_path(conf, refused):
     conf.change("tiny/parameters/dsd.yml", {"dsd_b": {"network": {"width": "wide"}}})
     refused("--env=tiny", "--pipelines=dsd_b", message="dsd_b.network.width: ")
 
 
-def test_an_unknown_row(refused):
+def test_an_unknown_row_is_named(refused):
     refused("--env=tiny", "--pipelines=dsd_x", message="Failed to find the pipeline named 'dsd_x'")
 
 
-def test_an_extractor_that_is_not_built_yet(refused):
+def test_an_extractor_that_is_not_built_yet_stops_the_run_at_once(refused):
     refused("--pipelines=dsd_b", message="inception_2015")
 
 
-def test_a_missing_image_folder(conf, refused, tmp_path):
+def test_a_missing_image_folder_is_named(conf, refused, tmp_path):
     conf.change("base/globals.yml", {"imagenet": str(tmp_path / "nowhere")})
     refused("--pipelines=preprocess_imagenet_256", message=str(tmp_path / "nowhere"))
 
 
-def test_an_empty_class_folder(conf, refused, tmp_path):
+def test_an_empty_class_folder_is_named(conf, refused, tmp_path):
     conf.change("base/globals.yml", {"imagenet": str(tmp_path / "raw")})
     for name in ("n1", "n2"):
         (tmp_path / "raw" / name).mkdir(parents=True)
@@ -79,6 +83,28 @@ def test_a_truncated_shard_is_named_and_what_was_made_stays(conf, refused):
     assert sorted(file.name for file in images.iterdir()) == before
 
 
-def test_a_defect_of_ours_keeps_its_traceback(conf, kedro):
+def test_a_mistake_shows_where_it_was_found_when_asked(kedro):
     done = kedro("run", "--env=tiny", "--pipelines=dsd_x", "--traceback")
     assert "Traceback" in done.stderr
+
+
+def test_a_defect_keeps_its_traceback_whatever_its_kind():
+    """A ValueError of torch or NumPy under our feet is no message to a user."""
+    from click.testing import CliRunner
+
+    from selfdistill import cli
+
+    def broken(*_args, **_kwargs):
+        return np.zeros(3) + np.zeros(4)
+
+    def mistaken(*_args, **_kwargs):
+        ProjectConfig.from_parameters({})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli.kedro_run, "callback", broken)
+        result = CliRunner().invoke(cli.cli, ["run"])
+        assert isinstance(result.exception, ValueError)
+        patch.setattr(cli.kedro_run, "callback", mistaken)
+        result = CliRunner().invoke(cli.cli, ["run"])
+        assert isinstance(result.exception, SystemExit)
+        assert "conf: parameters distributed, evaluation, teachers are missing" in result.output

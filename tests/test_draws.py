@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfdistill.draws import Draws, philox4x32
+from selfdistill.draws import Draws, _cell_centres, philox4x32
 
 # Known answers of Philox4x32-10 from the authors' Random123 distribution: counter, key, output.
 KNOWN_ANSWERS = [
@@ -61,6 +61,12 @@ def test_uniforms_lie_strictly_between_0_and_1_and_are_even():
     assert u.max() < 1
     counts = torch.histc(u, 10, 0, 1)
     assert ((counts - 10_000) ** 2 / 10_000).sum() < 30  # chi-squared, 9 degrees of freedom
+
+
+def test_the_extreme_words_stay_inside_the_unit_interval():
+    u = _cell_centres(torch.tensor([0, 0xFFFFFFFF]))
+    assert u.dtype == torch.float32
+    assert u.tolist() == [2**-24, 1 - 2**-24]
 
 
 def test_an_odd_number_of_normals_is_a_prefix_shaped_draw():

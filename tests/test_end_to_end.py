@@ -66,5 +66,5 @@ def test_a_tiny_row_learns_the_digits(project, conf, row):
     file = conf.data / "08_reporting" / row / "guided" / "metrics.json"
     result = json.loads(file.read_text())
     assert result["metrics"]["class_accuracy"] >= BOUNDS["class_accuracy"]
-    noise = result["baselines"]["fd_tiny_noise"]
+    noise = result["baselines"]["fd_tiny"]["noise"]
     assert result["metrics"]["fd_tiny"] <= BOUNDS["share_of_noise"] * noise

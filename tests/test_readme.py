@@ -19,7 +19,7 @@ def test_the_readmes_table_is_the_report_of_the_configured_rows(project):
     text = (project / "README.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- table dsd -->\n(.*?)<!-- end -->", text, re.DOTALL)
     assert shown is not None
-    assert shown[1].strip() == tabulate(**inputs).markdown().strip()
+    assert shown[1].strip() == tabulate(**inputs).paper_table().strip()
 
 
 def test_every_path_in_the_readmes_table_of_places_exists(project):

@@ -1,16 +1,23 @@
 """Project commands: `kedro run` that answers a user's mistake with one message, not a traceback."""
 
 import functools
+import traceback
+from pathlib import Path
 from typing import Any
 
 import click
+import kedro
 from kedro.framework.cli.project import run as kedro_run
 from kedro.io import DatasetError
 from kedro.validation.exceptions import ParameterValidationError
 
+import selfdistill
+
 # What a user can get wrong arrives as one of these, with the key, file or value and the remedy in
-# its message. Anything else is a defect of ours and keeps its traceback.
-_MISTAKES = (ValueError, FileNotFoundError, DatasetError, ParameterValidationError)
+# its message ...
+_KINDS = (ValueError, FileNotFoundError, FloatingPointError, DatasetError, ParameterValidationError)
+# ... raised on purpose, by one of these packages. Whatever comes from elsewhere is a defect.
+_SPEAKERS = (Path(selfdistill.__file__).parent, Path(kedro.__file__).parent)
 
 
 @click.group(name="selfdistill")
@@ -18,23 +25,31 @@ def cli() -> None:
     """Commands of this project."""
 
 
-def _message(error: BaseException) -> str:
-    """Return the innermost message: Kedro wraps what its entries raise."""
+def _innermost(error: BaseException) -> BaseException:
+    """Return the original error: Kedro wraps what its entries raise."""
     while isinstance(error, DatasetError) and error.__cause__ is not None:
         error = error.__cause__
-    return str(error)
+    return error
+
+
+def _is_mistake(error: BaseException) -> bool:
+    """Tell a user's mistake from a defect by who raised the error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(Path(frames[-1].filename).is_relative_to(speaker) for speaker in _SPEAKERS)
 
 
 @functools.wraps(kedro_run.callback)  # type: ignore[arg-type]
-def _run(*args: Any, traceback: bool, **kwargs: Any) -> Any:
+def _run(*args: Any, **kwargs: Any) -> Any:
+    wants_traceback = kwargs.pop("traceback")
     if kwargs["pipeline"] and not kwargs["pipelines"]:  # both spellings, without a warning
         kwargs |= {"pipeline": None, "pipelines": [kwargs["pipeline"]]}
     try:
         return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]
-    except _MISTAKES as error:
-        if traceback:
+    except _KINDS as wrapped:
+        error = _innermost(wrapped)
+        if wants_traceback or not _is_mistake(error):
             raise
-        raise click.ClickException(_message(error)) from error
+        raise click.ClickException(str(error)) from wrapped
 
 
 _traceback = click.Option(["--traceback"], is_flag=True, help="Show where a mistake was found.")

@@ -1,7 +1,7 @@
-"""All parameters of the project, checked as a whole: rows, data sets, teachers, the rest."""
+"""All parameters of the project, checked as a whole: rows, datasets, teachers, the rest."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -9,7 +9,7 @@ from selfdistill.base_config import Config
 from selfdistill.data.config import PreprocessConfig
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.methods.config import MethodConfig
-from selfdistill.metrics.config import EvaluationConfig
+from selfdistill.metrics.config import AdmMetric, EvaluationConfig
 from selfdistill.networks.config import NetworkConfig, TeacherConfig
 from selfdistill.pipelines.sample.config import SampleConfig
 from selfdistill.pipelines.train.config import TrainConfig
@@ -18,7 +18,7 @@ _SETTINGS = ("distributed", "evaluation", "teachers")
 
 
 class DatasetConfig(Config):
-    """A data set: a key of `datasets.yml` and a Kedro namespace.
+    """A dataset: a key of `datasets.yml` and a Kedro namespace.
 
     Attributes:
         raw: Name of the raw images, catalog entry `raw.<name>`.
@@ -28,23 +28,21 @@ class DatasetConfig(Config):
     """
 
     raw: str
-    generate: str | None = None
+    generate: Literal["digits"] | None = None
     teacher: str
     preprocess: PreprocessConfig
 
 
 class PaperConfig(Config):
-    """The figures we are held to. Every key of a sampling is a metric.
+    """The figures we are held to.
 
     Attributes:
         params: Parameters of the network.
-        plain: Figures without guidance.
-        guided: Figures with guidance.
+        samplings: Figures by sampling of the row, then by metric.
     """
 
     params: int
-    plain: dict[str, float] = {}
-    guided: dict[str, float] = {}
+    samplings: dict[str, dict[AdmMetric, float]]
 
 
 class RowConfig(Config):
@@ -66,12 +64,22 @@ class RowConfig(Config):
     train: TrainConfig
     samplings: dict[str, SampleConfig] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _paper_names_samplings_of_the_row(self) -> Self:
+        for name in self.paper.samplings:
+            if name not in self.samplings:
+                raise ValueError(
+                    f"paper.samplings: the row has no sampling {name!r}; it has "
+                    f"{', '.join(self.samplings)}"
+                )
+        return self
+
 
 class ProjectConfig(Config):
     """Everything under `parameters`, sorted into what it is.
 
-    A top-level key with a `raw` is a data set; the settings have fixed names; a key that
-    starts with an underscore is a YAML anchor; any other key is a row.
+    A top-level key with `raw` or `preprocess` is a dataset; the settings have fixed names; a key
+    that starts with an underscore is a YAML anchor; any other key is a row.
     """
 
     distributed: DistributedConfig
@@ -95,7 +103,7 @@ class ProjectConfig(Config):
             for name, value in parameters.items()
             if name not in _SETTINGS and not name.startswith("_")
         }
-        datasets = {name: v for name, v in rest.items() if isinstance(v, Mapping) and "raw" in v}
+        datasets = {name: value for name, value in rest.items() if _is_dataset(value)}
         rows = {name: value for name, value in rest.items() if name not in datasets}
         settings = {name: parameters[name] for name in _SETTINGS}
         try:
@@ -114,21 +122,27 @@ class ProjectConfig(Config):
         for name, row in self.rows.items():
             if row.data not in self.datasets:
                 raise ValueError(
-                    f"{name}.data: no data set {row.data!r}; datasets.yml has "
+                    f"{name}.data: no dataset {row.data!r}; datasets.yml has "
                     f"{', '.join(self.datasets)}"
                 )
             dataset, network = self.datasets[row.data], row.network.root
+            teacher = self.teachers[dataset.teacher]
             pairs = (
                 ("resolution", network.resolution, dataset.preprocess.resolution),
                 ("num_classes", network.num_classes, dataset.preprocess.num_classes),
-                ("teacher_dim", network.teacher_dim, self.teachers[dataset.teacher].dim),
+                ("teacher_dim", network.teacher_dim, teacher.dim),
+                ("patch_size", network.patch_size, teacher.patch_size),
             )
             for key, ours, theirs in pairs:
                 if ours != theirs:
                     raise ValueError(
-                        f"{name}.network.{key} is {ours}, but data set {row.data} has {theirs}"
+                        f"{name}.network.{key} is {ours}, but dataset {row.data} has {theirs}"
                     )
         return self
+
+
+def _is_dataset(value: Any) -> bool:
+    return isinstance(value, Mapping) and ("raw" in value or "preprocess" in value)
 
 
 def _explain(error: ValidationError) -> str:

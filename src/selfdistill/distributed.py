@@ -5,6 +5,7 @@ runs `python -m selfdistill.worker SPEC`, the command that `torchrun` runs on se
 """
 
 import ctypes
+import inspect
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +68,11 @@ class World:
         if self.size == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(
-            module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        wrap: Any = nn.parallel.DistributedDataParallel
+        # The buffers are constants. torch 2.13 renamed the switch.
+        names = inspect.signature(wrap).parameters
+        switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+        return wrap(module, device_ids=ids, gradient_as_bucket_view=True, **{switch: False})
 
     @contextmanager
     def synchronised(self, module: nn.Module, *, last: bool) -> Iterator[None]:
@@ -103,46 +107,70 @@ def launch(run: Callable[[Path, World], None], spec: Path, config: DistributedCo
     torch elastic on `python -m selfdistill.worker`, which finds `run` by the name of its module.
 
     Args:
-        run: A module-level function of `selfdistill`.
+        run: A module-level function of a stage.
         spec: The JSON file that tells it what to do.
         config: The machine.
 
     Raises:
-        RuntimeError: If a rank failed; the message is that of the first failed rank.
+        ValueError, FileNotFoundError, FloatingPointError: As the first failed rank raised it.
+        RuntimeError: If that rank raised anything else; its own traceback is in its output.
     """
     device, size = pick_device(config.device), num_ranks(config)
     if size == 1 and device == "cpu":
         run(spec, World(0, 1, torch.device("cpu")))
         return
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=size,
-        run_id=spec.parent.name,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        logs_specs=DefaultLogsSpecs(log_dir=tempfile.mkdtemp(prefix="selfdistill-ranks-")),
-    )
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // size))}
-    before = {name: os.environ.get(name) for name in threads}
-    os.environ.update({name: value for name, value in threads.items() if before[name] is None})
     target = f"{run.__module__}:{run.__qualname__}"
-    try:
-        elastic_launch(settings, sys.executable)(
-            "-u", "-m", "selfdistill.worker", target, str(spec), device, str(os.getpid())
+    with tempfile.TemporaryDirectory(prefix="selfdistill-ranks-") as logs, _threads_for(size):
+        settings = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=size,
+            run_id=spec.stem,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
         )
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise RuntimeError(f"rank {rank} failed: {failure.message}") from error
+        try:
+            elastic_launch(settings, sys.executable)(
+                "-u", "-m", "selfdistill.worker", target, str(spec), device, str(os.getpid())
+            )
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            raise _as_raised(rank, failure.message) from error
+        except SignalException as error:  # the ranks have been told, and have saved and left
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise SystemExit(128 + error.sigval) from None
+
+
+def _as_raised(rank: int, report: str | dict[str, Any]) -> Exception:
+    """Return a rank's exception, from the report that torch elastic hands over: "Kind: text"."""
+    message = str(report["message"] if isinstance(report, dict) else report)
+    kinds = {kind.__name__: kind for kind in (ValueError, FileNotFoundError, FloatingPointError)}
+    kind, separator, text = message.partition(": ")
+    if separator and kind in kinds:
+        return kinds[kind](text)
+    return RuntimeError(f"rank {rank} failed: {message}")
+
+
+@contextmanager
+def _threads_for(num_ranks: int) -> Iterator[None]:
+    """Share the cores among the ranks to be started, unless the user has said how."""
+    name = "OMP_NUM_THREADS"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(max(1, len(os.sched_getaffinity(0)) // num_ranks))
+    try:
+        yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
+        del os.environ[name]
 
 
 @contextmanager
@@ -151,6 +179,10 @@ def joined(device: str) -> Iterator[World]:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     where = torch.device(device)
     if device == "cuda":
+        # The same bits each time, on the same kind of GPU; products of float32 may use TF32.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.set_float32_matmul_precision("high")
         where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(where)
     if size > 1:

@@ -26,4 +26,6 @@ class DistributedConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_ranks: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
     strategy: Literal["ddp"] = "ddp"
-    num_workers: Annotated[int, Field(ge=0), BeforeValidator(_all_cores)] = 0
+    num_workers: Annotated[int, Field(ge=0), BeforeValidator(_all_cores)] = Field(
+        default="auto", validate_default=True
+    )

@@ -66,14 +66,13 @@ class Draws:
         """
         size = math.prod(shape)
         words = self._words(name, size)[:, :size]
-        # 24 bits: the centres of 2^24 equal cells, each of them exact in float32 or rounded evenly.
-        return (((words >> 8).double() + 0.5) / (1 << 24)).float().reshape(-1, *shape)
+        return _cell_centres(words).reshape(-1, *shape)
 
     def normal(self, name: str, *shape: int) -> Tensor:
         """Return N(0, 1), float32, (N, *shape), by Box and Muller's transform."""
         size = math.prod(shape)
         words = self._words(name, size + size % 2)
-        u = ((words >> 8).float() + 0.5) / (1 << 24)
+        u = _cell_centres(words)
         half = u.shape[1] // 2
         radius = (-2 * u[:, :half].log()).sqrt()
         angle = 2 * math.pi * u[:, half:]
@@ -91,3 +90,8 @@ class Draws:
         index, block = torch.broadcast_tensors(self.index[:, None], block)
         counter = (index & _MASK, index >> 32, block, torch.zeros_like(block))
         return torch.cat(philox4x32(counter, key), dim=1)
+
+
+def _cell_centres(words: Tensor) -> Tensor:
+    """Map words to the centres of 2^23 equal cells of (0, 1), each exact in float32."""
+    return ((words >> 9).float() + 0.5) / (1 << 23)

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: temporary name, fsync, rename."""
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -34,6 +35,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # some writers make their files private
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -95,22 +97,80 @@ def source_fingerprint(*packages: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def job_directory(scratch: Path, job: str) -> Path:
-    """Return the directory of an unfinished job, made when absent; say whether it goes on.
+@contextmanager
+def job(scratch: Path, name: str) -> Iterator[Path]:
+    """Give a long job its directory, alone, and say whether it goes on or starts anew.
 
     Args:
-        scratch: Where this stage keeps its unfinished jobs.
-        job: Fingerprint of all that determines the job's result.
+        scratch: Where a stage of one row or dataset keeps its unfinished jobs.
+        name: Fingerprint of all that determines the job's result.
+
+    Yields:
+        `scratch/name`, made when absent. What a job has to write down beside its result goes to
+        siblings of it, such as `scratch/name.json`.
+
+    Raises:
+        ValueError: If another process is at work in this scratch folder.
     """
-    directory = scratch / job
-    if directory.is_dir():
-        logger.info("Going on with the unfinished job in %s", directory)
-    elif others := sorted(other.name for other in scratch.glob("*") if other.is_dir()):
-        logger.info(
-            "Starting anew in %s: parameters, inputs, code or versions differ from those of the "
-            "unfinished job(s) %s beside it",
-            directory,
-            ", ".join(others),
+    scratch.mkdir(parents=True, exist_ok=True)
+    with (scratch / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another run is at work in {scratch}; wait for it to end, or end it"
+            ) from None
+        directory = scratch / name
+        for leftover in [*scratch.glob(".*.tmp"), *scratch.glob("*/.*.tmp")]:
+            _remove(leftover)  # of a writer that was killed
+        others = sorted(
+            other.name for other in scratch.iterdir() if other.is_dir() and not other.suffix
         )
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
+        if name in others:
+            logger.info("Going on with the unfinished job in %s", directory)
+        elif others:
+            logger.info(
+                "Starting anew in %s: parameters, inputs, code or versions differ from those of "
+                "the unfinished %s beside it",
+                directory,
+                ", ".join(others),
+            )
+        directory.mkdir(exist_ok=True)
+        yield directory
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process is inside a block with this lock file; then run the block."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def check_space(directory: Path, num_bytes: int, what: str) -> None:
+    """Raise ValueError if `directory` has less than `num_bytes` left; say how much is missing.
+
+    Args:
+        directory: Where the bytes are to go; it exists.
+        num_bytes: Bytes needed.
+        what: What needs them, for the message.
+    """
+    free = shutil.disk_usage(directory).free
+    if free < num_bytes:
+        raise ValueError(
+            f"{what} need {num_bytes / 1e9:.1f} GB in {directory}, where {free / 1e9:.1f} GB are "
+            "free: make room, or set data_root in conf/local/globals.yml"
+        )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -1,7 +1,7 @@
 """What is checked before the first node runs, and what a run says of itself."""
 
+import itertools
 import logging
-from typing import Any
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
@@ -9,6 +9,10 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from selfdistill.config import ProjectConfig
+from selfdistill.networks.config import TeacherConfig
+from selfdistill.pipelines.evaluate.nodes import describe_reference, evaluate_samples
+from selfdistill.pipelines.features.nodes import cache_features
+from selfdistill.pipelines.train.nodes import train
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +26,39 @@ class PreflightHooks:
         self._config = ProjectConfig.from_parameters(context.params)
 
     @hook_impl
-    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
-        """Check that the metrics can be computed, if the run gets that far."""
-        if any(node.func.__name__ == "evaluate_samples" for node in pipeline.nodes):
+    def before_pipeline_run(self, pipeline: Pipeline) -> None:
+        """Check what the stages of this run need, before the first of them starts.
+
+        Raises:
+            ValueError: If a metric has no extractor, the device is absent, or a batch does not
+                divide among the ranks.
+            FileNotFoundError: If the weights of a teacher are not where the configuration says.
+        """
+        functions = {node.func for node in pipeline.nodes}
+        if functions & {describe_reference, evaluate_samples}:
             from selfdistill.metrics.extractors import check_evaluation
 
             check_evaluation(self._config.evaluation)
+        if cache_features in functions:
+            from selfdistill.networks.dinov3 import weights_file
+
+            for teacher in self._teachers(pipeline):
+                weights_file(teacher)
+        if train in functions:
+            from selfdistill.distributed import num_ranks
+
+            for node in pipeline.nodes:
+                if node.func is train:
+                    config = self._config.rows[str(node.namespace)].train
+                    config.share_of_rank(num_ranks(self._config.distributed))
+
+    def _teachers(self, pipeline: Pipeline) -> list[TeacherConfig]:
+        names = {
+            self._config.datasets[str(node.namespace)].teacher
+            for node in pipeline.nodes
+            if node.func is cache_features
+        }
+        return [self._config.teachers[name] for name in sorted(names)]
 
 
 class ProgressHooks:
@@ -36,10 +67,10 @@ class ProgressHooks:
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline) -> None:
         """Count the nodes to come."""
-        self._left = iter(range(1, len(pipeline.nodes) + 1))
+        self._number = itertools.count(1)
         self._num_nodes = len(pipeline.nodes)
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
         """Name the node and its place in the run."""
-        logger.info("[%d/%d] %s", next(self._left), self._num_nodes, node.name)
+        logger.info("[%d/%d] %s", next(self._number), self._num_nodes, node.name)

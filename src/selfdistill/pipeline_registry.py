@@ -1,4 +1,4 @@
-"""One pipeline a row, one a stage, one a data set, and `__default__`.
+"""One pipeline a row, one a stage, one a dataset, and `__default__`.
 
 The order of the stages: preprocess, features, train, sample, evaluate, report.
 """
@@ -20,7 +20,7 @@ def register_pipelines() -> dict[str, Pipeline]:
 
     Returns:
         `<row>`: from raw images to the row's metrics and its paper's tables;
-        `<stage>`: that stage for all rows; `preprocess_<data set>`; `__default__`: all rows.
+        `<stage>`: that stage for all rows; `preprocess_<dataset>`; `__default__`: all rows.
     """
     config = ProjectConfig.from_parameters(_config_loader()["parameters"])
     used = {row.data for row in config.rows.values()}

@@ -7,7 +7,7 @@ from kedro.config import OmegaConfigLoader
 
 from selfdistill.hooks import PreflightHooks, ProgressHooks
 
-# Rows meet their data sets and tables across namespaces by design (`imagenet_256.images`).
+# Rows meet their datasets and tables across namespaces by design (`imagenet_256.images`).
 warnings.filterwarnings("ignore", message="One or more dataset names contain '.' characters")
 
 

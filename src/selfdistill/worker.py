@@ -1,8 +1,7 @@
 """One rank: `python -m selfdistill.worker MODULE:FUNCTION SPEC DEVICE [STARTER]`.
 
-Started by `selfdistill.distributed.launch`, or on several hosts by
-`torchrun --nnodes=3 --nproc-per-node=8 ... -m selfdistill.worker MODULE:FUNCTION SPEC cuda`.
-The function is one of the stages' `run(spec, world)`; Kedro is not imported here.
+Started by `selfdistill.distributed.launch` through torch elastic, as `torchrun` would start it. The
+function is one of the stages' `run(spec, world)`; Kedro is not imported here.
 """
 
 import argparse

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from selfdistill.data.crops import CROPS, MAX_PIXELS, adm_center_crop, decode_rgb
+from selfdistill.data.crops import MAX_PIXELS, adm_center_crop, decode_rgb
 
 
 def encode(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
@@ -108,7 +108,3 @@ def test_decompression_bomb_is_refused_before_it_is_decoded():
     bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     with pytest.raises(ValueError, match=rf"refused to decode: .*{MAX_PIXELS}"):
         decode_rgb(bomb)
-
-
-def test_adm_is_the_named_crop():
-    assert CROPS["adm"] is adm_center_crop

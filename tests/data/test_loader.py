@@ -8,19 +8,25 @@ from selfdistill.data.shards import ShardWriter, finalize
 N = 37
 
 
+def write_set(directory, rows, **about):
+    for shard, part in enumerate((slice(0, 20), slice(20, N))):
+        with ShardWriter(directory, shard, rows.shape[1:], str(rows.dtype)) as writer:
+            for index in range(*part.indices(N)):
+                writer.append(f"{index}", index % 3, rows[index])
+    shape = rows.shape[1:]
+    return finalize(directory, num_shards=2, shape=shape, dtype=str(rows.dtype), about=about)
+
+
 @pytest.fixture
 def loader(tmp_path):
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (N, 8, 8, 3), dtype=np.uint8)
     tokens = generator.normal(size=(N, 2, 4, 5)).astype(np.float16)
-    shapes = {"images": (pixels, "uint8"), "features": (tokens, "float16")}
-    sets = {}
-    for name, (rows, dtype) in shapes.items():
-        for shard, part in enumerate((slice(0, 20), slice(20, N))):
-            with ShardWriter(tmp_path / name, shard, rows.shape[1:], dtype) as writer:
-                for index in range(*part.indices(N)):
-                    writer.append(f"{index}", index % 3, rows[index])
-        sets[name] = finalize(tmp_path / name, num_shards=2, shape=rows.shape[1:], dtype=dtype)
+    images = write_set(tmp_path / "images", pixels)
+    sets = {
+        "images": images,
+        "features": write_set(tmp_path / "features", tokens, images=images.fingerprint),
+    }
     loader = Loader(**sets, seed=7, flip=True, device=torch.device("cpu"))
     return loader, pixels, tokens
 
@@ -72,10 +78,8 @@ def test_another_seed_is_another_order(loader):
     assert not np.array_equal(loader.indices(np.arange(N)), other.indices(np.arange(N)))
 
 
-def test_features_of_another_set_of_images_are_refused(loader, tmp_path):
+def test_features_of_other_images_are_refused_even_when_the_count_fits(loader, tmp_path):
     loader, pixels, _ = loader
-    with ShardWriter(tmp_path / "fewer", 0, (8, 8, 3), "uint8") as writer:
-        writer.append("0", 0, pixels[0])
-    fewer = finalize(tmp_path / "fewer", num_shards=1, shape=(8, 8, 3), dtype="uint8")
-    with pytest.raises(ValueError, match="37 rows"):
-        Loader(fewer, loader.features, 0, False, torch.device("cpu"))
+    other = write_set(tmp_path / "other", 255 - pixels)
+    with pytest.raises(ValueError, match="made from other images"):
+        Loader(other, loader.features, 0, False, torch.device("cpu"))

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from selfdistill.data.readers import RawImage, Reader, open_reader
+from selfdistill.data.raw import RawImage, Reader
+from selfdistill.data.readers import open_reader
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 CLASSES = {"n01": ["b.JPEG", "a.jpg", "c.png"], "n02": ["z.JPEG"], "n10": ["y.webp", "x.JPEG"]}
@@ -62,13 +63,19 @@ def tar_folder(tmp_path: Path) -> Path:
 
 
 def write_parquet(
-    path: Path, rows: list[tuple[bytes | None, int | None]], *, image="image", label="label", **more
+    path: Path,
+    images: list[tuple[bytes | None, int | None]],
+    *,
+    image="image",
+    label="label",
+    **more,
 ) -> None:
-    """Write rows (bytes, label); `names` as class names, in row groups of `row_group_size`."""
+    """Write images (bytes, label); `names` as class names, in row groups of `row_group_size`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    images = [{"bytes": data, "path": None} for data, _ in rows]
+    content = [{"bytes": data, "path": None} for data, _ in images]
+    labels = [number for _, number in images]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    columns = {image: pa.array(images, kind), label: pa.array([k for _, k in rows], pa.int64())}
+    columns = {image: pa.array(content, kind), label: pa.array(labels, pa.int64())}
     table = pa.table(columns)
     if names := more.get("names"):
         about = {"info": {"features": {label: {"names": names, "_type": "ClassLabel"}}}}
@@ -76,7 +83,7 @@ def write_parquet(
     pq.write_table(table, path, row_group_size=more.get("row_group_size", 3))
 
 
-def rows(count: int, num_classes: int = 2) -> list[tuple[bytes | None, int | None]]:
+def numbered(count: int, num_classes: int = 2) -> list[tuple[bytes | None, int | None]]:
     return [(f"image {k}".encode(), k % num_classes) for k in range(count)]
 
 
@@ -97,7 +104,7 @@ class TestClassFolders:
             ("n10/y.webp", 2),
         ]
         assert len(reader) == 6
-        assert next(reader.iterate(3)) == RawImage(
+        assert next(reader.part(3, 4).iterate()) == RawImage(
             "n02/z.JPEG", 1, "n02/z.JPEG", content("n02", "z.JPEG")
         )
 
@@ -217,63 +224,84 @@ class TestImageNetTar:
 
 
 class TestParquet:
-    def test_rows_of_all_files_follow_each_other(self, tmp_path):
-        write_parquet(tmp_path / "train-00000-of-00002.parquet", rows(7), names=["cat", "dog"])
-        write_parquet(tmp_path / "train-00001-of-00002.parquet", rows(5), names=["cat", "dog"])
+    def test_images_of_all_files_follow_each_other(self, tmp_path):
+        write_parquet(tmp_path / "train-00000-of-00002.parquet", numbered(7), names=["cat", "dog"])
+        write_parquet(tmp_path / "train-00001-of-00002.parquet", numbered(5), names=["cat", "dog"])
         reader = open_reader(tmp_path, "parquet")
         images = list(reader.iterate())
         assert reader.class_names == ["cat", "dog"]
         assert len(reader) == len(images) == 12
-        assert [image.data for image in images] == [data for data, _ in rows(7) + rows(5)]
+        assert [image.data for image in images] == [data for data, _ in numbered(7) + numbered(5)]
         assert images[8] == RawImage(
             "train-00001-of-00002/000001", 1, "train-00001-of-00002.parquet:1", b"image 1"
         )
 
     def test_split_is_a_prefix_of_the_file_name(self, tmp_path):
-        write_parquet(tmp_path / "train-00000-of-00001.parquet", rows(7))
-        write_parquet(tmp_path / "test-00000-of-00001.parquet", rows(5))
+        write_parquet(tmp_path / "train-00000-of-00001.parquet", numbered(7))
+        write_parquet(tmp_path / "test-00000-of-00001.parquet", numbered(5))
         assert len(open_reader(tmp_path, "parquet", "train")) == 7
         assert len(open_reader(tmp_path, "parquet", "test")) == 5
 
     def test_splits_are_never_mixed_silently(self, tmp_path):
-        write_parquet(tmp_path / "train-00000-of-00001.parquet", rows(7))
-        write_parquet(tmp_path / "test-00000-of-00001.parquet", rows(5))
+        write_parquet(tmp_path / "train-00000-of-00001.parquet", numbered(7))
+        write_parquet(tmp_path / "test-00000-of-00001.parquet", numbered(5))
         with pytest.raises(ValueError, match="holds the splits test, train; choose one"):
             open_reader(tmp_path, "parquet")
 
     def test_split_that_is_not_there_is_refused(self, tmp_path):
-        write_parquet(tmp_path / "train-00000-of-00001.parquet", rows(7))
+        write_parquet(tmp_path / "train-00000-of-00001.parquet", numbered(7))
         with pytest.raises(ValueError, match="no Parquet files of split val; found: train-00000"):
             open_reader(tmp_path, "parquet", "val")
 
     def test_other_column_names_of_the_hub_are_known(self, tmp_path):
         names = {"image": "img", "label": "fine_label", "names": ["a", "b"]}
-        write_parquet(tmp_path / "x.parquet", rows(4), **names)
+        write_parquet(tmp_path / "x.parquet", numbered(4), **names)
         reader = open_reader(tmp_path / "x.parquet", "parquet")
         assert (reader.class_names, len(reader)) == (["a", "b"], 4)
 
     def test_classes_without_names_are_numbered(self, tmp_path):
-        write_parquet(tmp_path / "x.parquet", rows(9, num_classes=3))
+        write_parquet(tmp_path / "x.parquet", numbered(9, num_classes=3))
         assert open_reader(tmp_path, "parquet").class_names == ["0", "1", "2"]
 
     def test_missing_columns_are_refused_and_those_there_are_named(self, tmp_path):
-        write_parquet(tmp_path / "x.parquet", rows(4), image="picture", label="target")
+        write_parquet(tmp_path / "x.parquet", numbered(4), image="picture", label="target")
         with pytest.raises(ValueError, match="found: picture, target"):
             open_reader(tmp_path, "parquet")
 
     @pytest.mark.parametrize(("label", "message"), [(-1, r"range over \[-1, 1\]"), (None, "null")])
-    def test_unlabelled_rows_are_refused(self, tmp_path, label, message):
-        write_parquet(tmp_path / "x.parquet", [*rows(4), (b"x", label)], names=["a", "b"])
+    def test_unlabelled_images_are_refused(self, tmp_path, label, message):
+        write_parquet(tmp_path / "x.parquet", [*numbered(4), (b"x", label)], names=["a", "b"])
         with pytest.raises(ValueError, match=message):
             open_reader(tmp_path, "parquet")
 
-    def test_row_without_bytes_is_an_empty_image(self, tmp_path):
-        write_parquet(tmp_path / "x.parquet", [*rows(4), (None, 0)])
+    def test_image_without_bytes_is_an_empty_file(self, tmp_path):
+        write_parquet(tmp_path / "x.parquet", [*numbered(4), (None, 0)])
         assert list(open_reader(tmp_path, "parquet").iterate())[-1].data == b""
 
     def test_file_that_is_no_parquet_is_named(self, tmp_path):
         (tmp_path / "x.parquet").write_bytes(b"no parquet" * 10)
         with pytest.raises(ValueError, match=r"x\.parquet: not a whole Parquet file"):
+            open_reader(tmp_path, "parquet")
+
+    @pytest.mark.parametrize(
+        ("other", "message"),
+        [
+            ({"image": "img"}, "the image column is 'img', but 'image'"),
+            ({"label": "fine_label"}, "the label column is 'fine_label', but 'label'"),
+            ({"names": ["cat", "cow"]}, "the name of class 1 is 'cow', but 'dog'"),
+            ({"names": ["cat"]}, "the number of class names is 1, but 2"),
+            ({"names": None}, "the number of class names is 0, but 2"),
+        ],
+    )
+    def test_first_file_that_differs_is_named_with_the_remedy(self, tmp_path, other, message):
+        alike = {"names": ["cat", "dog"]}
+        write_parquet(tmp_path / "a.parquet", numbered(4), **alike)
+        write_parquet(tmp_path / "b.parquet", numbered(4), **alike)
+        write_parquet(tmp_path / "c.parquet", numbered(4), **{**alike, **other})
+        write_parquet(tmp_path / "d.parquet", numbered(4), **{**alike, **other})
+        with pytest.raises(
+            ValueError, match=rf"c\.parquet: {message} in a\.parquet; keep the files of one dataset"
+        ):
             open_reader(tmp_path, "parquet")
 
     @pytest.mark.data
@@ -285,7 +313,7 @@ class TestParquet:
         reader = open_reader(SHARED / "cifar10", "parquet", "train")
         assert len(reader) == 50_000
         assert reader.class_names[:3] == ["airplane", "automobile", "bird"]
-        images = list(reader.iterate(990, 1010))  # across row groups
+        images = list(reader.part(990, 1010).iterate())  # across row groups
         assert {adm_center_crop(decode_rgb(i.data), 32).shape for i in images} == {(32, 32, 3)}
         assert [image.key for image in images[:2]] == [
             "train-00000-of-00001/000990",
@@ -296,8 +324,8 @@ class TestParquet:
 @pytest.fixture(params=["class_folders", "imagenet_tar", "parquet"])
 def reader(request, tmp_path) -> Reader:
     if request.param == "parquet":
-        write_parquet(tmp_path / "train-00000-of-00002.parquet", rows(7))
-        write_parquet(tmp_path / "train-00001-of-00002.parquet", rows(5))
+        write_parquet(tmp_path / "train-00000-of-00002.parquet", numbered(7))
+        write_parquet(tmp_path / "train-00001-of-00002.parquet", numbered(5))
         return open_reader(tmp_path, "parquet", "train")
     name = {"class_folders": "folders", "imagenet_tar": "nested_tar"}[request.param]
     return open_reader(request.getfixturevalue(name), request.param)
@@ -313,8 +341,8 @@ def test_parts_make_up_the_whole(reader):
         assert merged == reader.sources()
 
 
-def test_range_of_a_part_counts_from_its_start(reader):
-    assert list(reader.part(2, 6).iterate(1, 3)) == list(reader.iterate())[3:5]
+def test_part_of_a_part_counts_from_its_start(reader):
+    assert list(reader.part(2, 6).part(1, 3).iterate()) == list(reader.iterate())[3:5]
 
 
 def test_reader_travels_to_another_process(reader):

@@ -9,17 +9,17 @@ import pytest
 
 from selfdistill.data.shards import Shards, ShardWriter, finalize, missing_shards, shard_name
 
-SHAPE = (5, 3)  # 15 bytes a row: no multiple of Arrow's padding
+SHAPE = (5, 3)  # 15 bytes a record: no multiple of Arrow's padding
 
 
-def row(number: int) -> np.ndarray:
+def record(number: int) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 256, SHAPE, dtype=np.uint8)
 
 
 def write_shard(directory: Path, shard: int, numbers: range) -> None:
     with ShardWriter(directory, shard, SHAPE, "uint8") as writer:
         for number in numbers:
-            writer.append(f"k{number}", number % 7, row(number))
+            writer.append(f"k{number}", number % 7, record(number))
 
 
 @pytest.fixture
@@ -29,21 +29,25 @@ def shards(tmp_path: Path) -> Shards:
     return finalize(tmp_path, num_shards=2, shape=SHAPE, dtype="uint8", class_names=list("abcdefg"))
 
 
-def test_rows_come_back_in_any_order(shards):
+def test_records_come_back_in_any_order(shards):
     indices = np.array([199, 0, 149, 150, 64, 63, 0])
-    expected = np.stack([row(number) for number in indices])
+    expected = np.stack([record(number) for number in indices])
     np.testing.assert_array_equal(shards.read(indices), expected)
     assert shards.read([]).shape == (0, *SHAPE)
 
 
-def test_keys_and_labels_are_those_of_the_rows(shards):
+def test_keys_and_labels_are_those_of_the_records(shards):
     assert len(shards) == 200
     assert shards.keys == [f"k{number}" for number in range(200)]
     np.testing.assert_array_equal(shards.labels, np.arange(200) % 7)
     assert shards.labels.dtype == np.int64
 
 
-def test_float16_rows_come_back_bit_by_bit(tmp_path):
+def test_shard_sizes_are_the_records_of_each_shard(shards):
+    assert shards.shard_sizes == [150, 50]
+
+
+def test_float16_records_come_back_bit_by_bit(tmp_path):
     value = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float16)
     with ShardWriter(tmp_path, 0, value.shape, "float16") as writer:
         writer.append("k", 0, value)
@@ -51,14 +55,15 @@ def test_float16_rows_come_back_bit_by_bit(tmp_path):
     np.testing.assert_array_equal(shards.read([0])[0], value)
 
 
-def test_manifest_names_source_shard_and_row(tmp_path):
+def test_manifest_names_source_shard_and_record(tmp_path):
     with ShardWriter(tmp_path, 0, SHAPE, "uint8") as writer:
-        writer.append("good", 3, row(0))
+        writer.append("good", 3, record(0))
         writer.reject("bad", "truncated")
     sources = {"good": ("folder/good.png", 3), "bad": ("folder/bad.png", 4)}
     shards = finalize(tmp_path, num_shards=1, shape=SHAPE, dtype="uint8", sources=sources)
-    records = shards.manifest.astype(object).where(shards.manifest.notna(), None)
-    assert records.to_numpy().tolist() == [
+    lines = shards.manifest.astype(object).where(shards.manifest.notna(), None)
+    assert list(lines) == ["key", "label", "source", "shard", "record", "reason"]
+    assert lines.to_numpy().tolist() == [
         ["good", 3, "folder/good.png", 0, 0, None],
         ["bad", 4, "folder/bad.png", -1, -1, "truncated"],
     ]
@@ -72,7 +77,7 @@ def test_reasons_are_text_even_where_there_are_none(shards):
     assert kind in ("string", "large_string")
 
 
-def test_shard_may_hold_no_row(tmp_path):
+def test_shard_may_hold_no_record(tmp_path):
     with ShardWriter(tmp_path, 0, SHAPE, "uint8") as writer:
         writer.reject("bad", "truncated")
     shards = finalize(tmp_path, num_shards=1, shape=SHAPE, dtype="uint8")
@@ -82,7 +87,7 @@ def test_shard_may_hold_no_row(tmp_path):
 def test_failed_shard_leaves_nothing(tmp_path):
     def fail() -> None:
         with ShardWriter(tmp_path, 0, SHAPE, "uint8") as writer:
-            writer.append("k", 0, row(0))
+            writer.append("k", 0, record(0))
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
@@ -92,9 +97,9 @@ def test_failed_shard_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((5, 4), np.uint8), np.zeros(SHAPE, np.float32)])
-def test_row_of_another_shape_or_type_is_refused(tmp_path, wrong):
+def test_record_of_another_shape_or_type_is_refused(tmp_path, wrong):
     with (
-        pytest.raises(ValueError, match=r"k: row is .*, the shard holds uint8\[5, 3\]"),
+        pytest.raises(ValueError, match=r"k: record is .*, the shard holds uint8\[5, 3\]"),
         ShardWriter(tmp_path, 0, SHAPE, "uint8") as writer,
     ):
         writer.append("k", 0, wrong)
@@ -103,7 +108,7 @@ def test_row_of_another_shape_or_type_is_refused(tmp_path, wrong):
 def test_missing_shards_are_those_not_complete(tmp_path):
     write_shard(tmp_path, 1, range(3))
     assert missing_shards(tmp_path, 3) == [0, 2]
-    with pytest.raises(ValueError, match=r"shards \[0, 2\] are missing"):
+    with pytest.raises(ValueError, match=r"shards \[0, 2\] are missing; run the stage again"):
         finalize(tmp_path, num_shards=3, shape=SHAPE, dtype="uint8")
 
 
@@ -138,7 +143,7 @@ def test_unfinished_set_does_not_open(tmp_path):
         Shards.open(tmp_path)
 
 
-def test_same_rows_give_the_same_bytes(tmp_path):
+def test_same_records_give_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         write_shard(tmp_path / name, 0, range(100))
         finalize(tmp_path / name, num_shards=1, shape=SHAPE, dtype="uint8")
@@ -158,11 +163,11 @@ def test_checksum_in_the_header_is_that_of_the_shard(shards):
     assert json.loads((shards.path / "manifest.json").read_text()) == shards.header
 
 
-def test_handle_travels_without_its_rows(shards):
+def test_handle_travels_without_its_records(shards):
     shards.read([0, 199])
     assert shards.labels.size
     assert len(pickle.dumps(shards)) < 2000
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(shards)).read([5])[0], row(5))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(shards)).read([5])[0], record(5))
 
 
 def test_importing_the_module_loads_neither_pandas_nor_pyarrow():

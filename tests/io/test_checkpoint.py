@@ -1,33 +1,10 @@
-import numpy as np
 import pytest
 import torch
 from kedro.io import DatasetError
 
-from selfdistill.io.checkpoint import AdmNpzDataset, CheckpointDataset
+from selfdistill.io.checkpoint import CheckpointDataset
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.registry import build_method
-
-
-def test_npz_is_what_adms_evaluator_reads(images, tmp_path):
-    entry = AdmNpzDataset(path=str(tmp_path / "samples.npz"))
-    entry.save(images)
-    with np.load(tmp_path / "samples.npz", allow_pickle=False) as file:
-        assert file["arr_0"].dtype == np.uint8
-        assert np.array_equal(file["arr_0"], images.read(np.arange(len(images))))
-        assert np.array_equal(file["arr_1"], images.labels)
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_the_same_samples_give_the_same_npz_bytes(images, tmp_path):
-    files = [tmp_path / name for name in ("a.npz", "b.npz")]
-    for file in files:
-        AdmNpzDataset(path=str(file)).save(images)
-    assert files[0].read_bytes() == files[1].read_bytes()
-
-
-def test_an_export_cannot_be_read_back(tmp_path):
-    with pytest.raises(DatasetError, match="is an export"):
-        AdmNpzDataset(path=str(tmp_path / "samples.npz")).load()
 
 
 def test_a_checkpoint_moves_into_place_and_loads_the_same_weights(network, method, tmp_path):

@@ -27,8 +27,8 @@ KINDS = [MetricsDataset, ArraysDataset, CurvesDataset, PictureDataset, TableData
 
 
 class Rendered:
-    def markdown(self) -> str:
-        return "| row | fid |\n"
+    def markdown(self, title: str) -> str:
+        return f"# {title}\n"
 
     def csv(self) -> str:
         return "row,fid\ndsd_b,4.25\ndsd_s,\n"
@@ -119,7 +119,7 @@ def test_curves_are_copied_and_their_losses_shown(tmp_path):
     assert dataset.load() == RECORDS
     shown = metadata_in_viz(dataset)
     lines = {line["name"]: (line["x"], line["y"]) for line in shown.preview["data"]}
-    assert lines == {"loss": ([0, 64], [2.0, 1.0]), "network/denoise": ([0, 64], [2.0, 1.0])}
+    assert lines == {"loss": ([0, 64], [2.0, 1.0]), "denoise": ([0, 64], [2.0, 1.0])}
     assert shown.preview_type == "PlotlyPreview"
     assert leftovers(tmp_path) == []
 
@@ -153,6 +153,7 @@ def test_a_table_is_written_three_times_side_by_side(tmp_path):
     assert dataset.exists()
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["dsd.csv", "dsd.html", "dsd.md"]
+    assert (tmp_path / "dsd.md").read_text() == "# DSD\n"
     assert (tmp_path / "dsd.html").read_text() == "DSD {'Samples': 'sheet.png'}"
     expected = pd.DataFrame({"row": ["dsd_b", "dsd_s"], "fid": [4.25, np.nan]})
     pd.testing.assert_frame_equal(dataset.load(), expected)

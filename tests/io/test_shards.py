@@ -12,9 +12,9 @@ from selfdistill.data.shards import Shards, ShardWriter, finalize
 from selfdistill.io.shards import ScratchDataset, ShardsDataset
 
 
-def build(directory: Path, shape: tuple[int, ...], dtype: str, num_rows: int = 40) -> Shards:
+def build(directory: Path, shape: tuple[int, ...], dtype: str, num_records: int = 40) -> Shards:
     with ShardWriter(directory, 0, shape, dtype) as writer:
-        for number in range(num_rows):
+        for number in range(num_records):
             writer.append(f"k{number}", 0, np.full(shape, number, dtype))
     return finalize(directory, num_shards=1, shape=shape, dtype=dtype)
 
@@ -29,10 +29,16 @@ def test_saving_moves_the_set_and_loading_opens_it(tmp_path):
     assert len(entry.load()) == 40
 
 
+def test_set_without_its_header_does_not_exist(tmp_path):
+    build(tmp_path, (4, 4, 3), "uint8")
+    (tmp_path / "manifest.json").unlink()
+    assert not ShardsDataset(path=str(tmp_path)).exists()
+
+
 def test_saving_again_replaces_the_set(tmp_path):
     entry = ShardsDataset(path=str(tmp_path / "set"))
     entry.save(build(tmp_path / "scratch", (4, 4, 3), "uint8"))
-    entry.save(build(tmp_path / "scratch", (4, 4, 3), "uint8", num_rows=7))
+    entry.save(build(tmp_path / "scratch", (4, 4, 3), "uint8", num_records=7))
     assert len(entry.load()) == 7
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
@@ -48,9 +54,9 @@ def preview_kind(entry: ShardsDataset) -> str:
     return inspect.signature(entry.preview).return_annotation.__name__
 
 
-@pytest.mark.parametrize("num_rows", [40, 3])
-def test_images_are_previewed_as_a_picture(tmp_path, num_rows):
-    build(tmp_path, (4, 4, 3), "uint8", num_rows)
+@pytest.mark.parametrize("num_records", [40, 3])
+def test_images_are_previewed_as_a_picture(tmp_path, num_records):
+    build(tmp_path, (4, 4, 3), "uint8", num_records)
     entry = ShardsDataset(path=str(tmp_path))
     assert preview_kind(entry) == "ImagePreview"
     picture = Image.open(io.BytesIO(base64.b64decode(entry.preview())))
@@ -63,7 +69,7 @@ def test_anything_else_is_previewed_as_a_table(tmp_path):
     entry = ShardsDataset(path=str(tmp_path))
     assert preview_kind(entry) == "TablePreview"
     table = entry.preview()
-    assert table["columns"] == ["key", "label", "source", "shard", "row", "reason"]
+    assert table["columns"] == ["key", "label", "source", "shard", "record", "reason"]
     assert len(table["data"]) == 10
 
 
@@ -71,10 +77,12 @@ def test_set_that_is_not_there_has_no_preview(tmp_path):
     assert not hasattr(ShardsDataset(path=str(tmp_path / "set")), "preview")
 
 
-def test_scratch_is_a_directory_that_exists(tmp_path):
+def test_scratch_is_made_when_it_is_loaded(tmp_path):
     entry = ScratchDataset(path=str(tmp_path / "a" / "b"))
+    assert not entry.exists()
     assert entry.load() == tmp_path / "a" / "b"
-    assert entry.load().is_dir()
+    assert (tmp_path / "a" / "b").is_dir()
+    assert entry.exists()
 
 
 def test_scratch_is_not_saved(tmp_path):

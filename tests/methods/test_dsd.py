@@ -191,7 +191,7 @@ def test_sampling_integrates_the_averaged_velocity_and_decodes():
         z = z + v / 4
     expected = network.decode(network.denoise(z)[0])
     solver = SolverConfig(
-        solver="euler", num_steps=4, timestep_shift=1.0, guidance=2.0, guidance_start=0.5
+        solver="euler", num_steps=4, timestep_shift=1.0, guidance=2.0, guidance_interval=(0.5, 1.0)
     )
     torch.testing.assert_close(method.sample(eps, labels, solver), expected)
 
@@ -205,7 +205,9 @@ def test_guidance_1_never_asks_for_the_null_class(monkeypatch):
         "predict_velocity",
         lambda h, t, labels: asked.append(labels) or original(h, t, labels),
     )
-    solver = SolverConfig(solver="euler", num_steps=3, timestep_shift=1.0, guidance=1.0)
+    solver = SolverConfig(
+        solver="euler", num_steps=3, timestep_shift=1.0, guidance=1.0, guidance_interval=(0.0, 1.0)
+    )
     method.sample(torch.randn(1, 16, 8), torch.tensor([2]), solver)
     assert len(asked) == 3
     assert all(int(labels) == 2 for labels in asked)

@@ -7,13 +7,21 @@ import pytest
 from pydantic import ValidationError
 
 import selfdistill
-from selfdistill.metrics.config import METRICS_OF, EvaluationConfig, ExtractorName
+from selfdistill.metrics.config import METRICS, AdmMetric, EvaluationConfig
+from selfdistill.metrics.extractors import EXTRACTORS
+from selfdistill.metrics.metric import ExtractorName
 
 
-def test_each_extractor_has_its_own_metrics():
-    names = [metric for metrics in METRICS_OF.values() for metric in metrics]
-    assert set(METRICS_OF) == set(get_args(ExtractorName))
-    assert len(names) == len(set(names))
+def test_every_extractor_has_metrics_and_those_of_adms_are_the_ones_that_papers_give():
+    assert {metric.extractor for metric in METRICS.values()} == set(get_args(ExtractorName))
+    adm = [name for name, metric in METRICS.items() if metric.extractor == "inception_2015"]
+    assert adm == list(get_args(AdmMetric))
+
+
+def test_every_metric_of_an_available_extractor_can_be_measured_and_shown():
+    for name, metric in METRICS.items():
+        assert float(format(0.5, metric.digits)) == pytest.approx(0.5, abs=0.01), name
+        assert metric.measure is not None or metric.extractor not in EXTRACTORS, name
 
 
 @pytest.mark.parametrize("metric", ["fid", "sfid", "inception_score"])

@@ -10,7 +10,8 @@ from selfdistill.metrics.extractors import (
     build_extractor,
     check_evaluation,
 )
-from selfdistill.metrics.frechet import Moments, RunningMoments, frechet_distance
+from selfdistill.metrics.frechet import frechet_distance
+from selfdistill.metrics.moments import Moments, RunningMoments
 
 TINY_SHA256 = "9a98c8c2f0fb3b7c52b0035f3d4d33336be14dcb87fcdd39ddf416b1ded84cd6"
 
@@ -85,6 +86,13 @@ def test_an_extractor_that_this_version_lacks_is_named_with_those_it_has():
     for use in (check_evaluation, build_extractor):
         with pytest.raises(ValueError, match=r"'inception_2015' is not part of .*available: tiny"):
             use(config)
+
+
+def test_a_metric_that_this_version_lacks_is_refused_even_if_its_extractor_is_there(monkeypatch):
+    monkeypatch.setitem(EXTRACTORS, "inception_2015", TinyExtractor)
+    config = EvaluationConfig(extractor="inception_2015", metrics=("fid", "sfid", "recall"))
+    with pytest.raises(ValueError, match=r"metrics \['sfid', 'recall'\] are not part of"):
+        check_evaluation(config)
 
 
 def test_every_extractor_says_how_to_repeat_its_numbers():

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from selfdistill.metrics.frechet import Moments, RunningMoments, frechet_distance
+from selfdistill.metrics.frechet import frechet_distance
+from selfdistill.metrics.moments import Moments, RunningMoments
 
 
 def gaussian(mu: list[float], sigma: torch.Tensor) -> Moments:
@@ -67,40 +68,6 @@ def test_distance_is_symmetric_and_agrees_with_the_singular_values(rank):
     scale = float(a.sigma.trace())
     assert abs(frechet_distance(a, b) - frechet_distance(b, a)) < 1e-7 * scale
     assert abs(frechet_distance(a, b) - nuclear_norm_distance(a, b)) < 1e-7 * scale
-
-
-def test_batches_and_merges_give_the_moments_of_one_pass():
-    features = random_features(101, 6, seed=3)
-    parts = [RunningMoments(), RunningMoments(), RunningMoments()]
-    for part, chunk in zip(parts[:2], features.split(60), strict=True):
-        part.update(chunk)
-        part.update(chunk[:0])
-    parts[0].merge(parts[1])
-    parts[0].merge(parts[2])
-    merged = parts[0].finish()
-    assert merged.num == 101
-    np.testing.assert_allclose(merged.mu, features.numpy().mean(0), rtol=1e-13)
-    np.testing.assert_allclose(merged.sigma, np.cov(features.numpy(), rowvar=False), rtol=1e-11)
-
-
-def test_float32_features_far_from_zero_lose_no_digits():
-    features = torch.randn(5000, 3, generator=torch.Generator().manual_seed(4)) + 10_000
-    exact = np.cov(features.double().numpy(), rowvar=False)
-    np.testing.assert_allclose(fitted(features).sigma, exact, rtol=1e-9)
-
-
-def test_a_covariance_of_one_image_is_refused():
-    running = RunningMoments()
-    running.update(torch.ones(1, 3))
-    with pytest.raises(ValueError, match="two feature vectors or more, got 1"):
-        running.finish()
-
-
-def test_features_that_are_not_finite_are_refused():
-    running = RunningMoments()
-    running.update(torch.tensor([[1.0], [float("nan")]]))
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        running.finish()
 
 
 def test_features_of_different_width_are_refused():

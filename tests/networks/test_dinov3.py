@@ -8,7 +8,10 @@ TINY = {
     "architecture": "vit_small_patch16_dinov3",
     "weights": "random",
     "overrides": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    "seed": 0,
+    "patch_size": 8,
     "dim": 32,
+    "batch_size": 4,
 }
 
 
@@ -39,10 +42,11 @@ def test_weights_from_a_file_are_the_same_teacher(tmp_path):
     two = teacher(weights=str(tmp_path / "weights.pth"), seed=9)
     x = torch.rand(1, 3, 32, 32) * 255
     assert torch.equal(one(x), two(x))
+    assert one.digest() == two.digest() != teacher(seed=1).digest()
 
 
 def test_missing_weights_and_wrong_width_are_named():
     with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
         teacher(weights="nowhere.safetensors")
-    with pytest.raises(ValueError, match="width 32, not 48"):
+    with pytest.raises(ValueError, match=r"16 tokens of width 32 .* say 16 of 48"):
         teacher(dim=48)

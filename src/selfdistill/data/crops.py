@@ -2,7 +2,7 @@
 
 Every reference statistic published for ImageNet at 64, 256 and 512 was made of images cropped
 this way, so the crop is part of the metric's protocol: another filter, another rounding or another
-reading of orientation and colour profiles is another data set.
+reading of orientation and colour profiles is another dataset.
 """
 
 import io

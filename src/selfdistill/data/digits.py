@@ -30,18 +30,18 @@ def draw_digits() -> Iterator[tuple[str, bytes]]:
     One digit is a CMYK JPEG. One more file than there are digits is a JPEG without its end.
 
     Yields:
-        Path relative to the data set's folder, `digit_<class>/<number>.<suffix>`, and content.
+        Path relative to the dataset's folder, `digit_<class>/<number>.<suffix>`, and content.
     """
     from sklearn.datasets import load_digits
 
     digits, labels = load_digits(return_X_y=True)
     rng = np.random.default_rng(0)
     for number, (digit, label) in enumerate(zip(digits.reshape(-1, 8, 8), labels, strict=True)):
-        image = _draw(digit, rng)
+        image = last_image = _draw(digit, rng)
         kind = _CMYK if number == 0 else _KINDS[rng.integers(len(_KINDS))]
         yield f"digit_{label}/{number:04d}.{kind[2]}", _encode(image, *kind[:2])
-    whole = _encode(image, "RGB", "JPEG")
-    yield f"digit_{label}/truncated.JPEG", whole[: len(whole) * 3 // 4]
+    whole = _encode(last_image, "RGB", "JPEG")
+    yield f"digit_{labels[-1]}/truncated.JPEG", whole[: len(whole) * 3 // 4]
 
 
 def _draw(digit: np.ndarray, rng: np.random.Generator) -> Image.Image:

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from selfdistill.data.readers import RawImage, digest_of
+from selfdistill.data.raw import RawImage, digest_of
 
 _SUFFIXES = frozenset({"jpeg", "jpg", "png", "bmp", "gif", "pgm", "ppm", "tif", "tiff", "webp"})
 _SCAN_THREADS = 16  # they hide the latency of network file systems, not computation
@@ -28,6 +28,23 @@ class _Span(NamedTuple):
     @property
     def source(self) -> str:
         return self.file if self.file == self.key else f"{self.file}:{self.key}"
+
+
+class _ClassTar(NamedTuple):
+    """The images of a class: a tar that is a byte range of a file."""
+
+    class_name: str
+    file: str  # relative to the reader's root
+    offset: int
+    size: int
+
+
+class _Member(NamedTuple):
+    """An image in a class tar; the offset counts from the start of the file that holds the tar."""
+
+    name: str
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +69,13 @@ class FileReader:
         """16 hex digits of keys and sizes: the same for folders and tars of the same images."""
         return digest_of(f"{span.key}\0{span.size}" for span in self.spans)
 
-    def iterate(self, start: int = 0, stop: int | None = None) -> Iterator[RawImage]:
-        """Read images [start, stop) in order.
+    def iterate(self) -> Iterator[RawImage]:
+        """Read the images in order.
 
         Raises:
             OSError: If a file cannot be read, or is shorter than when it was scanned.
         """
-        for file, spans in groupby(self.spans[start:stop], key=lambda span: span.file):
+        for file, spans in groupby(self.spans, key=lambda span: span.file):
             with (self.root / file).open("rb") as stream:
                 for span in spans:
                     stream.seek(span.offset)
@@ -107,17 +124,17 @@ def scan_imagenet_tar(path: Path) -> FileReader:
         ValueError: If the file is not such a tar, is truncated, or a class holds no images.
     """
     if path.is_dir():
-        root, archives = path, _class_tars_in_folder(path)
+        root, tars = path, _class_tars_in_folder(path)
     else:
-        root, archives = path.parent, _class_tars_in_tar(path)
+        root, tars = path.parent, _class_tars_in_tar(path)
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-        found = list(pool.map(lambda archive: _images_in_tar(root, archive), archives))
-    class_names = [archive.key for archive in archives]
+        found = list(pool.map(lambda tar: _images_in_tar(root, tar), tars))
+    class_names = [tar.class_name for tar in tars]
     _check_no_class_is_empty(path, class_names, found)
     spans = [
-        image._replace(key=f"{archive.key}/{image.key}", label=label)
-        for label, (archive, images) in enumerate(zip(archives, found, strict=True))
-        for image in images
+        _Span(f"{tar.class_name}/{member.name}", label, tar.file, member.offset, member.size)
+        for label, (tar, members) in enumerate(zip(tars, found, strict=True))
+        for member in members
     ]
     return FileReader(root, class_names, spans)
 
@@ -179,11 +196,11 @@ def _tar_members(path: Path, start: int, stop: int) -> Iterator[tarfile.TarInfo]
             raise ValueError(f"{path}: not a whole, uncompressed tar: {error}") from error
 
 
-def _class_tars_in_tar(path: Path) -> list[_Span]:
-    """Return the class tars in a tar, sorted; their keys are the classes."""
+def _class_tars_in_tar(path: Path) -> list[_ClassTar]:
+    """Return the class tars in a tar, sorted by class."""
     members = list(_tar_members(path, 0, path.stat().st_size))
     tars = sorted(
-        _Span(_last(member.name)[:-4], 0, path.name, member.offset_data, member.size)
+        _ClassTar(_last(member.name)[:-4], path.name, member.offset_data, member.size)
         for member in members
         if _is_class_tar(member.name)
     )
@@ -195,10 +212,10 @@ def _class_tars_in_tar(path: Path) -> list[_Span]:
     return tars
 
 
-def _class_tars_in_folder(folder: Path) -> list[_Span]:
-    """Return the class tars in a folder, sorted; their keys are the classes."""
+def _class_tars_in_folder(folder: Path) -> list[_ClassTar]:
+    """Return the class tars in a folder, sorted by class."""
     tars = sorted(
-        _Span(entry.name[:-4], 0, entry.name, 0, entry.stat().st_size)
+        _ClassTar(entry.name[:-4], entry.name, 0, entry.stat().st_size)
         for entry in _entries(folder)
         if _is_class_tar(entry.name)
     )
@@ -210,15 +227,14 @@ def _class_tars_in_folder(folder: Path) -> list[_Span]:
     return tars
 
 
-def _images_in_tar(root: Path, archive: _Span) -> list[_Span]:
+def _images_in_tar(root: Path, tar: _ClassTar) -> list[_Member]:
     """Return the images in a class tar, sorted by name.
 
     A name that occurs twice counts once, the later one: so does `tar` when it extracts.
     """
-    members = _tar_members(root / archive.file, archive.offset, archive.offset + archive.size)
     images = {
-        name: _Span(name, 0, archive.file, member.offset_data, member.size)
-        for member in members
-        if _is_image(name := member.name.removeprefix("./").removeprefix(f"{archive.key}/"))
+        name: _Member(name, member.offset_data, member.size)
+        for member in _tar_members(root / tar.file, tar.offset, tar.offset + tar.size)
+        if _is_image(name := member.name.removeprefix("./").removeprefix(f"{tar.class_name}/"))
     }
-    return [images[name] for name in sorted(images)]
+    return sorted(images.values())

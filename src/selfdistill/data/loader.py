@@ -36,7 +36,7 @@ class Loader:
 
     Attributes:
         images: uint8 images, (H, W, 3) each.
-        features: Teacher tokens of the same images, row by row, (2, L, D) each: as it is, flipped.
+        features: Teacher tokens of the same images, one by one, (2, L, D) each: as it is, flipped.
         seed: The row's seed.
         flip: Whether half of the images are mirrored.
         device: Where batches go.
@@ -50,10 +50,10 @@ class Loader:
     _orders: "OrderedDict[int, np.ndarray]" = field(default_factory=OrderedDict, repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.images) != len(self.features):
+        if self.features.header["about"].get("images") != self.images.fingerprint:
             raise ValueError(
-                f"{self.features.path} has {len(self.features)} rows, {self.images.path} has "
-                f"{len(self.images)}: run the features stage again"
+                f"{self.features.path} was made from other images than {self.images.path} holds: "
+                "run the features stage again"
             )
         if len(self.images) == 0:
             raise ValueError(f"{self.images.path} holds no images")
@@ -78,7 +78,7 @@ class Loader:
         indices = self.indices(positions)
         pixels = torch.from_numpy(self.images.read(indices)).permute(0, 3, 1, 2)
         pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
-        tokens = self.features.read(indices)[np.arange(len(indices)), flips.numpy().astype(int)]
+        tokens = self.features.read(indices, parts=flips.numpy().astype(int))
         labels = torch.from_numpy(self.images.labels[indices])
         images, features = self._move(pixels.contiguous()), self._move(torch.from_numpy(tokens))
         return Batch(

@@ -2,17 +2,20 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
-from selfdistill.data.readers import RawImage, digest_of
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-_ROWS_PER_READ = 64
+from selfdistill.data.raw import RawImage, digest_of
+
+_IMAGES_PER_READ = 64
 _NAME_OF_SPLIT = re.compile(r"(.+)-\d+-of-\d+\.parquet")
 _IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")
 
@@ -21,26 +24,34 @@ _IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")
 class _ParquetFile:
     name: str
     size: int
-    num_rows: int
+    num_images: int
 
-    def key(self, row: int) -> str:
-        return f"{self.name.removesuffix('.parquet')}/{row:06d}"
+    def key(self, number: int) -> str:
+        return f"{self.name.removesuffix('.parquet')}/{number:06d}"
 
-    def source(self, row: int) -> str:
-        return f"{self.name}:{row}"
+    def source(self, number: int) -> str:
+        return f"{self.name}:{number}"
+
+
+class _Columns(NamedTuple):
+    """How a file is laid out; all files of a dataset agree in it."""
+
+    image: str
+    label: str
+    class_names: list[str] | None  # None: the file does not name them
 
 
 @dataclass(frozen=True, eq=False)
 class ParquetReader:
-    """Rows of Parquet files as `datasets` writes them: a struct column of images, a label column.
+    """Images in Parquet files as `datasets` writes them: a struct column of them, one of labels.
 
     Attributes:
         root: Folder of the files.
         class_names: Names in the order of the labels.
         column: Name of the image column.
         files: The files in order.
-        labels: Class indices of this reader's rows, (N,), int64.
-        first: Place of its first row among the rows of all files.
+        labels: Class indices of this reader's images, (N,), int64.
+        first: Place of its first image among the images of all files.
     """
 
     root: Path
@@ -56,45 +67,46 @@ class ParquetReader:
 
         Raises:
             ValueError: If there are no such files or several splits to choose from, a column is
-                missing, or a label is null, negative or beyond the class names.
+                missing, the files differ in their columns or classes, or a label is null,
+                negative or beyond the class names.
         """
         root = path if path.is_dir() else path.parent
-        indexed = [_index_parquet(root, name) for name in _parquet_names(path, split)]
-        files, labels, columns, class_names = zip(*indexed, strict=True)
+        indexed = [_index(root, name) for name in _parquet_names(path, split)]
+        files, columns, labels = zip(*indexed, strict=True)
+        _check_files_agree(root, files, columns)
         every = np.concatenate(labels)
         if not len(every):
-            raise ValueError(f"{path}: the Parquet files have no rows")
-        names = class_names[0] or [str(label) for label in range(every.max() + 1)]
+            raise ValueError(f"{path}: the Parquet files hold no images; fetch them again")
+        names = columns[0].class_names or [str(label) for label in range(every.max() + 1)]
         if every.min() < 0 or every.max() >= len(names):
             raise ValueError(
                 f"{path}: labels range over [{every.min()}, {every.max()}], but there are "
-                f"{len(names)} classes; is this a test split without labels?"
+                f"{len(names)} classes; use a split with labels: test splits often have none"
             )
-        return cls(root, names, columns[0], files, every)
+        return cls(root, names, columns[0].image, files, every)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of file names, sizes, row counts and labels."""
-        facts = [f"{file.name}\0{file.size}\0{file.num_rows}" for file in self.files]
+        """16 hex digits of class names, file names, sizes, numbers of images and labels."""
+        facts = [f"{file.name}\0{file.size}\0{file.num_images}" for file in self.files]
         return digest_of([*self.class_names, *facts, self.labels.tobytes().hex()])
 
-    def iterate(self, start: int = 0, stop: int | None = None) -> Iterator[RawImage]:
-        """Read images [start, stop) in order, a row group at most in memory.
+    def iterate(self) -> Iterator[RawImage]:
+        """Read the images in order, a row group at most in memory.
 
         Raises:
             OSError: If a file cannot be read.
         """
-        start, stop, _ = slice(start, stop).indices(len(self))
-        begin, end, row = self.first + start, self.first + stop, 0
+        begin, end, passed = self.first, self.first + len(self), 0
         for file in self.files:
-            first, last = max(begin - row, 0), min(end - row, file.num_rows)
-            for number, data in self._images(file, first, last):
-                label = int(self.labels[row + number - self.first])
+            start, stop = max(begin - passed, 0), min(end - passed, file.num_images)
+            for number, data in self._images(file, start, stop):
+                label = int(self.labels[passed + number - self.first])
                 yield RawImage(file.key(number), label, file.source(number), data)
-            row += file.num_rows
+            passed += file.num_images
 
     def part(self, start: int, stop: int) -> Self:
         """Return a reader of images [start, stop) only."""
@@ -102,15 +114,15 @@ class ParquetReader:
 
     def sources(self) -> dict[str, tuple[str, int]]:
         """Return the source and the label of each key."""
-        rows = [(file, number) for file in self.files for number in range(file.num_rows)]
-        mine = rows[self.first : self.first + len(self)]
+        places = [(file, number) for file in self.files for number in range(file.num_images)]
+        mine = places[self.first : self.first + len(self)]
         return {
             file.key(number): (file.source(number), int(label))
             for (file, number), label in zip(mine, self.labels, strict=True)
         }
 
     def _images(self, file: _ParquetFile, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-        """Read rows [start, stop) of a file: their numbers and bytes."""
+        """Read images [start, stop) of a file: their numbers and bytes."""
         import pyarrow.parquet as pq
 
         if start >= stop:
@@ -123,7 +135,7 @@ class ParquetReader:
             groups = np.flatnonzero((bounds[1:] > start) & (bounds[:-1] < stop))
             number = int(bounds[groups[0]])
             for batch in source.iter_batches(
-                _ROWS_PER_READ, row_groups=groups.tolist(), columns=[f"{self.column}.bytes"]
+                _IMAGES_PER_READ, row_groups=groups.tolist(), columns=[f"{self.column}.bytes"]
             ):
                 for value in batch.column(0).field("bytes"):
                     if start <= number < stop:
@@ -154,8 +166,8 @@ def _parquet_names(path: Path, split: str | None) -> list[str]:
     return names
 
 
-def _index_parquet(root: Path, name: str) -> tuple[_ParquetFile, np.ndarray, str, list[str] | None]:
-    """Return what a Parquet file says of itself: size, labels, image column, class names."""
+def _index(root: Path, name: str) -> tuple[_ParquetFile, _Columns, np.ndarray]:
+    """Return what a Parquet file says of itself, and its labels."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -163,25 +175,35 @@ def _index_parquet(root: Path, name: str) -> tuple[_ParquetFile, np.ndarray, str
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a whole Parquet file: {error}") from error
+        raise ValueError(f"{path}: not a whole Parquet file, fetch it again: {error}") from error
     with file:
-        schema = file.schema_arrow
-        image = next((column for column in _IMAGE_COLUMNS if column in schema.names), None)
-        label = next((column for column in _LABEL_COLUMNS if column in schema.names), None)
-        if image is None or label is None:
-            raise ValueError(
-                f"{path}: needs a column {' or '.join(_IMAGE_COLUMNS)} and a column "
-                f"{' or '.join(_LABEL_COLUMNS)}; found: {', '.join(schema.names)}"
-            )
-        if not pa.types.is_struct(kind := schema.field(image).type) or "bytes" not in kind.names:
-            raise ValueError(f"{path}: column {image} is {kind}, not a struct with bytes")
-        if not pa.types.is_integer(kind := schema.field(label).type):
-            raise ValueError(f"{path}: column {label} is {kind}, not an integer")
-        values = file.read(columns=[label]).column(0)
-    if values.null_count:
-        raise ValueError(f"{path}: column {label} is null in {values.null_count} rows")
-    indexed = _ParquetFile(name, path.stat().st_size, len(values))
-    return indexed, values.to_numpy().astype(np.int64), image, _class_names(schema.metadata, label)
+        columns = _columns(path, file.schema_arrow)
+        labels = file.read(columns=[columns.label]).column(0)
+    if labels.null_count:
+        raise ValueError(
+            f"{path}: column {columns.label} is null for {labels.null_count} images; "
+            "use a split with labels"
+        )
+    indexed = _ParquetFile(name, path.stat().st_size, len(labels))
+    return indexed, columns, labels.to_numpy().astype(np.int64)
+
+
+def _columns(path: Path, schema: "pa.Schema") -> _Columns:
+    """Find the columns of images and labels; what has none, or of other types, is refused."""
+    import pyarrow as pa
+
+    image = next((column for column in _IMAGE_COLUMNS if column in schema.names), None)
+    label = next((column for column in _LABEL_COLUMNS if column in schema.names), None)
+    if image is None or label is None:
+        raise ValueError(
+            f"{path}: needs a column {' or '.join(_IMAGE_COLUMNS)} and a column "
+            f"{' or '.join(_LABEL_COLUMNS)}; found: {', '.join(schema.names)}"
+        )
+    if not pa.types.is_struct(kind := schema.field(image).type) or "bytes" not in kind.names:
+        raise ValueError(f"{path}: column {image} is {kind}, but must be a struct with bytes")
+    if not pa.types.is_integer(kind := schema.field(label).type):
+        raise ValueError(f"{path}: column {label} is {kind}, but must be an integer")
+    return _Columns(image, label, _class_names(schema.metadata, label))
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> list[str] | None:
@@ -189,3 +211,25 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> list[str] |
     about = json.loads((metadata or {}).get(b"huggingface", b"{}"))
     names = about.get("info", {}).get("features", {}).get(label, {}).get("names")
     return None if names is None else list(names)
+
+
+def _check_files_agree(
+    root: Path, files: Sequence[_ParquetFile], columns: Sequence[_Columns]
+) -> None:
+    """Refuse files that differ in their columns or classes; the first that differs is named."""
+    for file, theirs in zip(files, columns, strict=True):
+        for (what, expected), (_, found) in zip(_facts(columns[0]), _facts(theirs), strict=False):
+            if found != expected:
+                raise ValueError(
+                    f"{root / file.name}: {what} is {found!r}, but {expected!r} in "
+                    f"{files[0].name}; keep the files of one dataset here, or write them anew with "
+                    "equal columns and class names"
+                )
+
+
+def _facts(columns: _Columns) -> Iterator[tuple[str, object]]:
+    names = columns.class_names or []
+    yield "the image column", columns.image
+    yield "the label column", columns.label
+    yield "the number of class names", len(names)
+    yield from ((f"the name of class {label}", name) for label, name in enumerate(names))

@@ -2,10 +2,10 @@
 
 A *shard set* is a directory:
 
-    shard-00000.arrow ...   one row a tensor: key (string), label (int32), data (fixed-size binary)
-    shard-00000.json  ...   what became of the shard's share: rows, bytes, sha256, rejects
-    manifest.parquet        key, label, source, shard, row, reason (null unless rejected)
-    manifest.json           shape, dtype, classes, one line per shard, provenance; written last
+    shard-00000.arrow ...   records: key (string), label (int32), data (fixed-size binary)
+    shard-00000.json  ...   what became of the shard's share: num_records, bytes, sha256, rejects
+    manifest.parquet        key, label, source, shard, record, reason (null unless rejected)
+    manifest.json           the header: shape, dtype, classes, an entry a shard, provenance; last
 
 A shard appears by rename when it is complete, so whatever has a name is whole: a killed job goes
 on at the first missing shard. A set without `manifest.json` is unfinished.
@@ -28,8 +28,13 @@ if TYPE_CHECKING:  # a node's annotation needs `Shards` at run time, but neither
 
 from selfdistill.files import fingerprint, sha256_of, temporary_name, write_json
 
-_ROWS_PER_BATCH = 64
-_MANIFEST = "manifest.json"
+_RECORDS_PER_BATCH = 64
+_HEADER, _MANIFEST = "manifest.json", "manifest.parquet"
+_MANIFEST_TYPES = {
+    "key": "str", "label": "int32", "source": "str", "shard": "int32", "record": "int32",
+    "reason": "str",
+}  # fmt: skip
+_UNKNOWN = ("", -1)  # source and label of a key that nobody knows
 
 
 def shard_name(shard: int) -> str:
@@ -48,7 +53,7 @@ class ShardWriter:
     Args:
         directory: The shard set, created when absent.
         shard: Number of the shard.
-        shape: Shape of one row.
+        shape: Shape of one record's tensor.
         dtype: NumPy name of the element type, e.g. "uint8".
     """
 
@@ -63,22 +68,22 @@ class ShardWriter:
             [("key", pa.string()), ("label", pa.int32()), ("data", pa.binary(num_bytes))]
         )
         self._pending: list[tuple[str, int, bytes]] = []
-        self._rows = 0
+        self._num_records = 0
         self._rejects: list[dict[str, str]] = []
 
-    def append(self, key: str, label: int, row: np.ndarray) -> None:
-        """Add a row; a wrong shape or dtype is a ValueError."""
-        if row.shape != self.shape or row.dtype != self.dtype:
+    def append(self, key: str, label: int, record: np.ndarray) -> None:
+        """Add a record; a wrong shape or dtype is a ValueError."""
+        if record.shape != self.shape or record.dtype != self.dtype:
             raise ValueError(
-                f"{key}: row is {row.dtype}{list(row.shape)}, "
-                f"the shard holds {self.dtype}{list(self.shape)}"
+                f"{key}: record is {record.dtype}{list(record.shape)}, the shard holds "
+                f"{self.dtype}{list(self.shape)}; open the writer with the record's shape and dtype"
             )
-        self._pending.append((key, label, row.tobytes()))
-        if len(self._pending) == _ROWS_PER_BATCH:
+        self._pending.append((key, label, record.tobytes()))
+        if len(self._pending) == _RECORDS_PER_BATCH:
             self._flush()
 
     def reject(self, key: str, reason: str) -> None:
-        """Record that the source named `key` has no row, and why."""
+        """Note that the source named `key` has no record, and why."""
         self._rejects.append({"key": key, "reason": reason})
 
     def __enter__(self) -> Self:
@@ -104,7 +109,7 @@ class ShardWriter:
                 with self._temporary.open("rb+") as file:
                     os.fsync(file.fileno())
                 summary = {
-                    "rows": self._rows,
+                    "num_records": self._num_records,
                     "bytes": self._temporary.stat().st_size,
                     "sha256": sha256_of(self._temporary),
                     "rejects": self._rejects,
@@ -125,7 +130,7 @@ class ShardWriter:
                 )
             ]
             self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
-            self._rows += len(self._pending)
+            self._num_records += len(self._pending)
             self._pending.clear()
 
 
@@ -149,13 +154,13 @@ class Shards:
             FileNotFoundError: If there is no finished shard set at `path`.
             ValueError: If a shard is missing or truncated; the message names the file.
         """
-        manifest = path / _MANIFEST
-        if not manifest.is_file():
+        header = path / _HEADER
+        if not header.is_file():
             raise FileNotFoundError(
-                f"{path}: no finished shard set here ({_MANIFEST} is missing); "
+                f"{path}: no finished shard set here ({_HEADER} is missing); "
                 "run the stage that makes it"
             )
-        shards = cls(path, json.loads(manifest.read_text(encoding="utf-8")))
+        shards = cls(path, json.loads(header.read_text(encoding="utf-8")))
         for entry in shards.header["shards"]:
             if fault := _fault(path / entry["file"], entry["bytes"]):
                 raise ValueError(f"{fault}; delete {path} and run the stage that makes it again")
@@ -165,8 +170,13 @@ class Shards:
         return int(self.header["num_records"])
 
     @property
+    def shard_sizes(self) -> list[int]:
+        """Number of records of each shard."""
+        return [entry["num_records"] for entry in self.header["shards"]]
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
+        """Shape of one record's tensor."""
         return tuple(self.header["shape"])
 
     @property
@@ -186,37 +196,42 @@ class Shards:
 
     @cached_property
     def manifest(self) -> "pd.DataFrame":
-        """One line per source: key, label, source, shard, row, reason (null unless rejected)."""
+        """A line a source: key, label, source, shard, record, reason (null unless rejected)."""
         import pandas as pd
 
-        return pd.read_parquet(self.path / "manifest.parquet")
+        return pd.read_parquet(self.path / _MANIFEST)
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Class indices of the rows, (N,), int64."""
+        """Class indices of the records, (N,), int64."""
         return np.concatenate(
             [np.zeros(0, np.int64), *(batch.column("label").to_numpy() for batch in self._batches)]
         ).astype(np.int64)
 
     @cached_property
     def keys(self) -> list[str]:
-        """Key of each row, (N,)."""
+        """Key of each record, (N,)."""
         return [key for batch in self._batches for key in batch.column("key").to_pylist()]
 
-    def read(self, indices: Iterable[int] | np.ndarray) -> np.ndarray:
-        """Return the rows at `indices`, copied out of the memory map.
+    def read(
+        self, indices: Iterable[int] | np.ndarray, parts: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the records at `indices`, copied out of the memory map.
 
         Args:
-            indices: Row numbers in [0, N), in any order, repeats allowed.
+            indices: Numbers of records in [0, N), in any order, repeats allowed.
+            parts: For each of them, the one entry of its first axis that is wanted, and read.
 
         Returns:
-            (len(indices), *shape) array.
+            (len(indices), *shape) array; without the first axis of `shape` if `parts` is given.
         """
         wanted = np.asarray(list(indices) if not isinstance(indices, np.ndarray) else indices)
-        out = np.empty((len(wanted), *self.shape), self.dtype)
+        shape = self.shape if parts is None else self.shape[1:]
+        out = np.empty((len(wanted), *shape), self.dtype)
         batches = np.searchsorted(self._starts, wanted, side="right") - 1
         for position, (batch, index) in enumerate(zip(batches, wanted, strict=True)):
-            out[position] = self._views[batch][index - self._starts[batch]]
+            record = self._views[batch][index - self._starts[batch]]
+            out[position] = record if parts is None else record[parts[position]]
         return out
 
     @cached_property
@@ -271,7 +286,7 @@ def finalize(
     Args:
         directory: The shard set.
         num_shards: How many shards it has.
-        shape: Shape of one row.
+        shape: Shape of one record's tensor.
         dtype: NumPy name of the element type.
         class_names: Names in the order of the labels.
         sources: For each key, its source (a path, or archive and member) and its label; needed
@@ -281,41 +296,59 @@ def finalize(
     Raises:
         ValueError: If a shard is missing or truncated; the message names it.
     """
-    import pandas as pd
-    import pyarrow as pa
-
     if missing := missing_shards(directory, num_shards):
-        raise ValueError(f"{directory}: shards {missing[:10]} are missing")
-    sources = sources or {}
-    entries: list[dict[str, Any]] = []
-    records: list[pd.DataFrame] = []
-    for shard in range(num_shards):
-        file = directory / shard_name(shard)
-        summary = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-        rejects = summary.pop("rejects")
-        if fault := _fault(file, summary["bytes"]):
-            raise ValueError(f"{fault}; delete it and run again: only this shard is made anew")
-        entries.append({"file": file.name, **summary})
-        with pa.memory_map(str(file)) as source:
-            rows = pa.ipc.open_file(source).read_all().select(["key", "label"]).to_pandas()
-        records.append(rows.assign(shard=shard, row=range(len(rows)), reason=None))
-        if rejects:
-            lost = pd.DataFrame(rejects)
-            labels = [sources.get(key, ("", -1))[1] for key in lost["key"]]
-            records.append(lost.assign(label=labels, shard=-1, row=-1))
-    manifest = pd.concat(records, ignore_index=True)
-    manifest["source"] = [sources.get(key, ("", -1))[0] for key in manifest["key"]]
-    manifest = manifest[["key", "label", "source", "shard", "row", "reason"]]
-    types = {"label": "int32", "shard": "int32", "row": "int32", "reason": "str"}
-    manifest.astype(types).to_parquet(directory / "manifest.parquet", index=False)
+        raise ValueError(
+            f"{directory}: shards {missing[:10]} are missing; run the stage again, it makes only "
+            "those"
+        )
+    summaries = [_summary(directory / shard_name(shard)) for shard in range(num_shards)]
+    manifest = _manifest(directory, summaries, sources or {})
+    manifest.to_parquet(directory / _MANIFEST, index=False)
     header = {
-        "num_records": sum(entry["rows"] for entry in entries),
-        "num_rejects": int((manifest["shard"] < 0).sum()),
+        "num_records": sum(summary["num_records"] for summary in summaries),
+        "num_rejects": sum(len(summary["rejects"]) for summary in summaries),
         "shape": list(shape),
         "dtype": str(np.dtype(dtype)),
         "class_names": list(class_names),
-        "shards": entries,
+        "shards": [
+            {name: value for name, value in summary.items() if name != "rejects"}
+            for summary in summaries
+        ],
         "about": about or {},
     }
-    write_json(directory / _MANIFEST, header)
+    write_json(directory / _HEADER, header)
     return Shards.open(directory)
+
+
+def _summary(file: Path) -> dict[str, Any]:
+    """Return what the writer of a shard noted, after checking that the shard is whole."""
+    summary = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    if fault := _fault(file, summary["bytes"]):
+        raise ValueError(f"{fault}; delete it and run again: only this shard is made anew")
+    return {"file": file.name, **summary}
+
+
+def _manifest(
+    directory: Path, summaries: Sequence[dict[str, Any]], sources: dict[str, tuple[str, int]]
+) -> "pd.DataFrame":
+    """Return a line for each record and each reject, shard by shard."""
+    import pandas as pd
+
+    parts = []
+    for shard, summary in enumerate(summaries):
+        records = _keys_and_labels(directory / summary["file"])
+        parts.append(records.assign(shard=shard, record=range(len(records)), reason=None))
+        if summary["rejects"]:
+            rejects = pd.DataFrame(summary["rejects"])
+            labels = [sources.get(key, _UNKNOWN)[1] for key in rejects["key"]]
+            parts.append(rejects.assign(label=labels, shard=-1, record=-1))
+    manifest = pd.concat(parts, ignore_index=True)
+    manifest["source"] = [sources.get(key, _UNKNOWN)[0] for key in manifest["key"]]
+    return manifest[list(_MANIFEST_TYPES)].astype(_MANIFEST_TYPES)
+
+
+def _keys_and_labels(shard: Path) -> "pd.DataFrame":
+    import pyarrow as pa
+
+    with pa.memory_map(str(shard)) as source:
+        return pa.ipc.open_file(source).read_all().select(["key", "label"]).to_pandas()

@@ -1,10 +1,12 @@
 """How a probability-flow ODE is solved."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from selfdistill.base_config import Config
+
+Time = Annotated[float, Field(ge=0, le=1)]
 
 
 class SolverConfig(Config):
@@ -16,11 +18,27 @@ class SolverConfig(Config):
             LightningDiT's sampler, are 249 of these.
         timestep_shift: s in t' = s t / (1 + (s - 1) t); below 1 it spends more steps near noise.
         guidance: Classifier-free guidance scale, 1 = off.
-        guidance_start: Guidance acts for flow times t >= guidance_start.
+        guidance_interval: Guidance acts for flow times in [start, end).
     """
 
     solver: Literal["euler"]
     num_steps: Annotated[int, Field(gt=0)]
     timestep_shift: Annotated[float, Field(gt=0)]
     guidance: Annotated[float, Field(ge=0)]
-    guidance_start: Annotated[float, Field(ge=0, le=1)] = 0.0
+    guidance_interval: tuple[Time, Time]
+
+    @model_validator(mode="after")
+    def _interval_increases(self) -> Self:
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval {list(self.guidance_interval)} runs backwards")
+        return self
+
+    def guides_at(self, t: float) -> bool:
+        """Return whether guidance acts at a flow time."""
+        start, end = self.guidance_interval
+        return self.guidance != 1 and start <= t < end
+
+    @property
+    def num_evaluations(self) -> int:
+        """NFE: evaluations of the velocity; guidance and the decoder are not counted."""
+        return self.num_steps

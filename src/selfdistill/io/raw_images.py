@@ -7,7 +7,8 @@ from typing import Any
 
 from kedro.io import AbstractDataset, DatasetError
 
-from selfdistill.data.readers import Layout, Reader, open_reader
+from selfdistill.data.raw import Reader
+from selfdistill.data.readers import Layout, open_reader
 from selfdistill.files import publish_directory, temporary_name
 
 

@@ -15,6 +15,7 @@ from kedro.io import AbstractDataset
 from kedro_datasets._typing import ImagePreview, JSONPreview, PlotlyPreview, TablePreview
 
 from selfdistill.files import atomic_path, write_json
+from selfdistill.metrics.curves import loss_curves
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,13 +122,11 @@ class CurvesDataset(_FileDataset):
     def preview(self) -> PlotlyPreview:
         """Return a Plotly figure of the losses over the images seen."""
         records = self.load() or []
-        names = dict.fromkeys(name for record in records for name in record)
-        lines = []
-        for name in (name for name in names if name == "loss" or "/" in name):
-            points = [(record["nimg"], record[name]) for record in records if name in record]
-            x, y = [nimg for nimg, _ in points], [value for _, value in points]
-            lines.append({"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y})
-        axes = {"xaxis": {"title": {"text": "nimg"}}, "yaxis": {"title": {"text": "loss"}}}
+        lines = [
+            {"type": "scatter", "mode": "lines", "name": name, "x": nimg, "y": values}
+            for name, (nimg, values) in loss_curves(records).items()
+        ]
+        axes = {"xaxis": {"title": {"text": "images seen"}}, "yaxis": {"title": {"text": "loss"}}}
         return PlotlyPreview({"data": lines, "layout": axes})
 
 
@@ -156,8 +155,8 @@ class PictureDataset(_FileDataset):
 class Renderable(Protocol):
     """A table that can write itself down in three ways."""
 
-    def markdown(self) -> str:
-        """Return it as Markdown."""
+    def markdown(self, title: str) -> str:
+        """Return it as a whole Markdown page."""
         ...
 
     def csv(self) -> str:
@@ -174,7 +173,8 @@ class TableDataset(_FileDataset):
 
     Args:
         filepath: Any of the three; the suffix is replaced.
-        title: Heading of the page; the file's name without suffix when absent.
+        title: What the table is of, a heading or a name that the table knows the heading of; the
+            file's name without suffix when absent.
         pictures: Captions and links of the pictures that the page shows, relative to it.
         optional: Load None when the CSV is absent, instead of raising an error.
         metadata: Passed through to plugins.
@@ -203,7 +203,7 @@ class TableDataset(_FileDataset):
     def save(self, data: Renderable) -> None:
         """Write the three files."""
         texts = {
-            ".md": data.markdown(),
+            ".md": data.markdown(self._title),
             ".csv": data.csv(),
             ".html": data.html(self._title, self._pictures),
         }

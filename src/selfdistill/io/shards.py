@@ -5,21 +5,21 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
-from kedro.io import AbstractDataset, DatasetError
+from kedro.io import DatasetError
 from kedro_datasets._typing import ImagePreview, TablePreview
 
 from selfdistill.data.shards import Shards
 from selfdistill.files import publish_directory
+from selfdistill.io.directory import DirectoryDataset
 
-_GRID = (4, 8)  # rows and columns of the preview
-_CELL_PIXELS = 64
-_TABLE_ROWS = 10
+_GRID_HEIGHT, _GRID_WIDTH, _CELL_PIXELS = 4, 8, 64  # of the preview; in images, in pixels
+_TABLE_LINES = 10
 
 
-class ShardsDataset(AbstractDataset[Shards, Shards]):
+class ShardsDataset(DirectoryDataset[Shards, Shards]):
     """A shard set, loaded as a handle; saving moves the directory into place.
 
     Args:
@@ -27,9 +27,7 @@ class ShardsDataset(AbstractDataset[Shards, Shards]):
         metadata: For Kedro-Viz.
     """
 
-    def __init__(self, *, path: str, metadata: dict[str, Any] | None = None) -> None:
-        self._path = Path(path)
-        self.metadata = metadata
+    last_file = "manifest.json"
 
     def load(self) -> Shards:
         """Open the set, after checking that its shards are whole."""
@@ -48,7 +46,7 @@ class ShardsDataset(AbstractDataset[Shards, Shards]):
         """
         if not self._exists():
             raise AttributeError(f"{self._path}: nothing to preview yet")
-        header = json.loads((self._path / "manifest.json").read_text(encoding="utf-8"))
+        header = json.loads((self._path / self.last_file).read_text(encoding="utf-8"))
         is_image = header["dtype"] == "uint8" and header["shape"][2:] == [3]
         return self._preview_images if is_image else self._preview_manifest
 
@@ -57,13 +55,13 @@ class ShardsDataset(AbstractDataset[Shards, Shards]):
         from PIL import Image
 
         shards = self.load()
-        rows, columns = _GRID
-        picks = np.linspace(0, len(shards) - 1, min(rows * columns, len(shards))).astype(int)
-        grid = Image.new("RGB", (columns * _CELL_PIXELS, rows * _CELL_PIXELS))
+        num_images = min(_GRID_HEIGHT * _GRID_WIDTH, len(shards))
+        picks = np.linspace(0, len(shards) - 1, num_images).astype(int)
+        grid = Image.new("RGB", (_GRID_WIDTH * _CELL_PIXELS, _GRID_HEIGHT * _CELL_PIXELS))
         for cell, pixels in enumerate(shards.read(picks)):
-            row, column = divmod(cell, columns)
+            top, left = divmod(cell, _GRID_WIDTH)
             image = Image.fromarray(pixels).resize((_CELL_PIXELS, _CELL_PIXELS))
-            grid.paste(image, (column * _CELL_PIXELS, row * _CELL_PIXELS))
+            grid.paste(image, (left * _CELL_PIXELS, top * _CELL_PIXELS))
         file = io.BytesIO()
         grid.save(file, "PNG")
         return ImagePreview(base64.b64encode(file.getvalue()).decode())
@@ -73,27 +71,17 @@ class ShardsDataset(AbstractDataset[Shards, Shards]):
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(self._path / "manifest.parquet") as file:
-            head = next(file.iter_batches(_TABLE_ROWS))
+            head = next(file.iter_batches(_TABLE_LINES))
         return TablePreview(head.to_pandas().to_dict(orient="split"))
 
-    def _exists(self) -> bool:
-        return (self._path / "manifest.json").is_file()
 
-    def _describe(self) -> dict[str, Any]:
-        return {"path": str(self._path)}
-
-
-class ScratchDataset(AbstractDataset[NoReturn, Path]):
+class ScratchDataset(DirectoryDataset[NoReturn, Path]):
     """A directory for an unfinished job, outside of what a pipeline declares as its output.
 
     Args:
         path: The directory.
         metadata: For Kedro-Viz.
     """
-
-    def __init__(self, *, path: str, metadata: dict[str, Any] | None = None) -> None:
-        self._path = Path(path)
-        self.metadata = metadata
 
     def load(self) -> Path:
         """Make the directory when absent and return its path."""
@@ -103,9 +91,3 @@ class ScratchDataset(AbstractDataset[NoReturn, Path]):
     def save(self, data: NoReturn) -> None:
         """Refuse: nodes write into the directory themselves."""
         raise DatasetError(f"{self._path} is a scratch directory; no node returns it")
-
-    def _exists(self) -> bool:
-        return self._path.is_dir()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"path": str(self._path)}

@@ -4,6 +4,7 @@ No pickle is read or written here.
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +18,7 @@ from selfdistill.methods.method import Method
 from selfdistill.methods.registry import build_method
 from selfdistill.networks.config import NetworkConfig
 
-_WEIGHTS, _ABOUT = "weights.safetensors", "checkpoint.json"
+_WEIGHTS, _ABOUT, _CURVES = "weights.safetensors", "checkpoint.json", "curves.jsonl"
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,23 @@ class Checkpoint:
         network_config: NetworkConfig,
         method_config: MethodConfig,
         about: dict[str, Any],
+        curves: Path | None = None,
     ) -> Self:
-        """Write weights first, then the JSON, each atomically; whoever sees the JSON sees both."""
+        """Write weights and curves first, then the JSON; whoever sees the JSON sees them all.
+
+        Args:
+            path: The directory.
+            method: The method; all of its networks are kept.
+            network_config: What builds the network.
+            method_config: What builds the method.
+            about: Origin: parameters, images seen, inputs, code.
+            curves: File of the loss curves.
+        """
         weights = {name: value.cpu().contiguous() for name, value in method.state_dict().items()}
         with atomic_path(path / _WEIGHTS) as temporary:
             save_file(weights, temporary)
+        if curves is not None:
+            shutil.copyfile(curves, path / _CURVES)
         record = {
             "network": network_config.model_dump(mode="json"),
             "method": method_config.model_dump(mode="json"),
@@ -65,6 +78,11 @@ class Checkpoint:
         }
         write_json(path / _ABOUT, record)
         return cls.open(path)
+
+    @property
+    def curves(self) -> Path:
+        """The file of the loss curves."""
+        return self.path / _CURVES
 
     def load(self, device: torch.device) -> Method:
         """Build the method with these weights, in evaluation mode.

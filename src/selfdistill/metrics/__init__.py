@@ -1,1 +1,1 @@
-"""The numbers: feature extractors, Fréchet distance, class accuracy."""
+"""The numbers: metrics, the extractors and moments behind them, training curves."""

@@ -1,23 +1,28 @@
 """Class accuracy: does a generated image look like the class that it was asked for?
 
-A classifier that has seen real images only judges the generated ones (the "classification accuracy
-score" of Ravuri and Vinyals, 2019, arXiv:1905.10887, with real and generated images exchanged).
-Made for small data; its ceiling is the classifier's own accuracy on real images held out.
+A classifier that has seen real images only judges the generated ones: the score of "Classification
+Accuracy Score for Conditional Generative Models" (Ravuri and Vinyals, 2019, arXiv:1905.10887v2)
+with real and generated images exchanged. Made for small data; its ceiling is the classifier's own
+accuracy on real images held out. NumPy, scikit-learn and torch are imported in use only.
 """
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-from sklearn.model_selection import StratifiedShuffleSplit
-from sklearn.svm import SVC
+from selfdistill.metrics.metric import Measurement
+
+if TYPE_CHECKING:
+    import numpy as np
+    from sklearn.svm import SVC
+
+    from selfdistill.metrics.subject import Subject
 
 _SIDE = 16
 _HELD_OUT = 0.25
 _SEED = 0
 
 
-def thumbnails(images: np.ndarray) -> np.ndarray:
+def thumbnails(images: "np.ndarray") -> "np.ndarray":
     """Return what the classifier sees: the grey image averaged down to 16 x 16.
 
     Args:
@@ -46,10 +51,10 @@ class RealClassifier:
     held_out_accuracy: float
     num_fitted: int
     num_held_out: int
-    _classifier: SVC
+    _classifier: "SVC"
 
     @classmethod
-    def fit(cls, real: np.ndarray, labels: np.ndarray) -> Self:
+    def fit(cls, real: "np.ndarray", labels: "np.ndarray") -> Self:
         """Fit on three quarters of the real images and test on the rest.
 
         The split is stratified and fixed, and the fit has no randomness.
@@ -61,6 +66,10 @@ class RealClassifier:
         Raises:
             ValueError: If a class has fewer than four images.
         """
+        import numpy as np
+        from sklearn.model_selection import StratifiedShuffleSplit
+        from sklearn.svm import SVC
+
         if (scarce := np.bincount(labels)[labels].min()) < 4:
             raise ValueError(
                 f"class_accuracy needs four real images of each class or more, one has {scarce}"
@@ -68,17 +77,17 @@ class RealClassifier:
         split = StratifiedShuffleSplit(n_splits=1, test_size=_HELD_OUT, random_state=_SEED)
         fitted, held_out = next(split.split(real, labels))
         classifier = SVC(kernel="rbf", C=10.0, gamma="scale").fit(real[fitted], labels[fitted])
-        accuracy = float(np.mean(classifier.predict(real[held_out]) == labels[held_out]))
+        accuracy = float((classifier.predict(real[held_out]) == labels[held_out]).mean())
         return cls(accuracy, len(fitted), len(held_out), classifier)
 
-    def accuracy(self, generated: np.ndarray, labels: np.ndarray) -> float:
+    def accuracy(self, generated: "np.ndarray", labels: "np.ndarray") -> float:
         """Return the share of images whose predicted class is the intended one.
 
         Args:
             generated: Thumbnails of generated images, (N, 256).
             labels: The classes that they were asked for, (N,).
         """
-        return float(np.mean(self._classifier.predict(generated) == labels))
+        return float((self._classifier.predict(generated) == labels).mean())
 
     def protocol(self) -> dict[str, Any]:
         """Return what a reader must know to repeat the number, as JSON values."""
@@ -88,3 +97,30 @@ class RealClassifier:
             "num_held_out": self.num_held_out,
             "split": f"stratified, seed {_SEED}",
         }
+
+
+def measure(subject: "Subject") -> Measurement:
+    """Return the share of samples that a classifier of the real images takes for their class.
+
+    The baseline "real" is the classifier's accuracy on real images held out.
+
+    Raises:
+        ValueError: If a sample has no class.
+    """
+    import numpy as np
+
+    from selfdistill.metrics.subject import batches
+
+    samples, images = subject.samples, subject.images
+    if (samples.labels < 0).any():
+        raise ValueError(f"{samples.path}: class_accuracy needs the class of each sample")
+    real, generated = (
+        np.concatenate([thumbnails(batch) for batch in batches(shards, subject.batch_size)])
+        for shards in (images, samples)
+    )
+    classifier = RealClassifier.fit(real, images.labels)
+    return Measurement(
+        value=classifier.accuracy(generated, samples.labels),
+        baselines={"real": classifier.held_out_accuracy},
+        protocol=classifier.protocol(),
+    )

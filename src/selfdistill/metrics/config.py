@@ -1,18 +1,24 @@
-"""What to measure, and with which extractor. Imports no torch: every command reads this."""
+"""The metrics by name, and what to measure. Imports no torch: every command reads this."""
 
 from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from selfdistill.base_config import Config
+from selfdistill.metrics import class_accuracy, frechet
+from selfdistill.metrics.metric import ExtractorName, Metric
 
-ExtractorName = Literal["inception_2015", "tiny"]
+# The metrics of ADM's evaluation suite, in which papers give their numbers.
+AdmMetric = Literal["fid", "sfid", "inception_score", "precision", "recall"]
 
-# A metric belongs to the extractor that defines it: the same formula on other features is another
-# number and has another name.
-METRICS_OF: dict[ExtractorName, tuple[str, ...]] = {
-    "inception_2015": ("fid", "sfid", "inception_score", "precision", "recall"),
-    "tiny": ("fd_tiny", "class_accuracy"),
+METRICS: dict[str, Metric] = {  # in the order of a table's columns
+    "fid": Metric("FID", "inception_2015", "lower", ".2f", frechet.measure),
+    "sfid": Metric("sFID", "inception_2015", "lower", ".2f"),
+    "inception_score": Metric("IS", "inception_2015", "higher", ".1f"),
+    "precision": Metric("Precision", "inception_2015", "higher", ".3f"),
+    "recall": Metric("Recall", "inception_2015", "higher", ".3f"),
+    "fd_tiny": Metric("fd_tiny", "tiny", "lower", ".4g", frechet.measure),
+    "class_accuracy": Metric("class_accuracy", "tiny", "higher", ".3f", class_accuracy.measure),
 }
 
 
@@ -31,11 +37,11 @@ class EvaluationConfig(Config):
 
     @model_validator(mode="after")
     def _metrics_belong_to_the_extractor(self) -> Self:
-        known = METRICS_OF[self.extractor]
+        known = [name for name, metric in METRICS.items() if metric.extractor == self.extractor]
         if foreign := [name for name in self.metrics if name not in known]:
             raise ValueError(
                 f"metrics {foreign} do not belong to the extractor {self.extractor!r}, "
-                f"whose metrics are {list(known)}"
+                f"whose metrics are {known}"
             )
         if len(set(self.metrics)) != len(self.metrics):
             raise ValueError(f"a metric is named twice in {list(self.metrics)}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from selfdistill.metrics.config import EvaluationConfig
+from selfdistill.metrics.config import METRICS, EvaluationConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,7 +106,7 @@ def check_evaluation(config: EvaluationConfig) -> None:
     """Refuse an evaluation that this version cannot make; call it before any expensive work.
 
     Raises:
-        ValueError: If the extractor has no factory in `EXTRACTORS`.
+        ValueError: If the extractor has no factory in `EXTRACTORS`, or a metric no measure.
     """
     if config.extractor not in EXTRACTORS:
         raise ValueError(
@@ -114,6 +114,8 @@ def check_evaluation(config: EvaluationConfig) -> None:
             f"{', '.join(config.metrics)} cannot be measured; available: "
             f"{', '.join(sorted(EXTRACTORS))}"
         )
+    if missing := [name for name in config.metrics if METRICS[name].measure is None]:
+        raise ValueError(f"metrics {missing} are not part of this version yet; leave them out")
 
 
 def build_extractor(config: EvaluationConfig) -> Extractor:

@@ -1,80 +1,19 @@
-"""Fréchet distance between Gaussians fitted to features (Heusel et al., 2017, arXiv:1706.08500)."""
+"""Fréchet distance between Gaussians fitted to features. torch is imported in use only.
 
-from dataclasses import dataclass
-from typing import Self
+"GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", Heusel et al.,
+2017, arXiv:1706.08500v6, Experiments: "Performance Measure".
+"""
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from selfdistill.metrics.metric import Measurement
 
-@dataclass(frozen=True)
-class Moments:
-    """Mean and covariance of a set of features, all in float64.
-
-    Attributes:
-        mu: Mean, (D,).
-        sigma: Covariance with divisor num - 1, (D, D).
-        num: Number of feature vectors.
-    """
-
-    mu: Tensor
-    sigma: Tensor
-    num: int
+if TYPE_CHECKING:
+    from selfdistill.metrics.moments import Moments
+    from selfdistill.metrics.subject import Subject
 
 
-class RunningMoments:
-    """Mean and covariance of features that come in batches, in one pass, in float64.
-
-    Batches are joined by their means and scatter matrices (Chan, Golub and LeVeque, 1979), so that
-    a mean far from zero costs no digits and any split of the data gives the same result.
-    """
-
-    def __init__(self) -> None:
-        self._num = 0
-        self._mu = torch.zeros(())
-        self._scatter = torch.zeros(())
-
-    def update(self, features: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            features: (N, D), any floating type; N = 0 is allowed.
-        """
-        if len(features):
-            batch = features.detach().to("cpu", torch.float64)
-            mu = batch.mean(0)
-            self._join(len(batch), mu, (batch - mu).T @ (batch - mu))
-
-    def merge(self, other: Self) -> None:
-        """Add all that `other` has seen, as if the batches had come here."""
-        if other._num:
-            self._join(other._num, other._mu, other._scatter)
-
-    def finish(self) -> Moments:
-        """Return the moments of everything seen.
-
-        Raises:
-            ValueError: If there are fewer than two feature vectors, or one is not finite.
-        """
-        if self._num < 2:
-            raise ValueError(f"a covariance needs two feature vectors or more, got {self._num}")
-        sigma = self._scatter / (self._num - 1)
-        if not (self._mu.isfinite().all() and sigma.isfinite().all()):
-            raise ValueError(f"the features of {self._num} images hold NaN or infinite values")
-        return Moments(self._mu, sigma, self._num)
-
-    def _join(self, num: int, mu: Tensor, scatter: Tensor) -> None:
-        if not self._num:
-            self._num, self._mu, self._scatter = num, mu, scatter
-            return
-        total = self._num + num
-        delta = mu - self._mu
-        self._scatter = self._scatter + scatter + delta.outer(delta) * (self._num * num / total)
-        self._mu = self._mu + delta * (num / total)
-        self._num = total
-
-
-def frechet_distance(a: Moments, b: Moments) -> float:
+def frechet_distance(a: "Moments", b: "Moments") -> float:
     """Return the Fréchet distance between two Gaussians.
 
     d² = |mu_a - mu_b|² + tr(S_a + S_b - 2 (S_a S_b)^(1/2))    (Eq. 6)
@@ -93,6 +32,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     Raises:
         ValueError: If the widths differ.
     """
+    import torch
+
     if a.mu.shape != b.mu.shape:
         raise ValueError(f"features differ in width: {len(a.mu)} and {len(b.mu)}")
     variances, axes = torch.linalg.eigh(a.sigma)
@@ -100,3 +41,17 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     root_trace = torch.linalg.eigvalsh(A.T @ b.sigma @ A).clamp(min=0).sqrt().sum()
     distance = (a.mu - b.mu).square().sum() + a.sigma.trace() + b.sigma.trace() - 2 * root_trace
     return float(distance)
+
+
+def measure(subject: "Subject") -> Measurement:
+    """Compare samples with real images in the features of the subject's extractor.
+
+    The baselines are the distances of pure noise ("noise") and of one half of the real images from
+    the other ("real_halves").
+    """
+    return Measurement(
+        value=frechet_distance(subject.moments, subject.reference_moments),
+        baselines={
+            name: float(subject.reference[f"frechet_{name}"]) for name in ("noise", "real_halves")
+        },
+    )

@@ -74,17 +74,19 @@ class TeacherConfig(Config):
 
     Attributes:
         architecture: timm name, with the pretrained tag where there is one.
-        weights: "pretrained" (timm's own download), "random" (fixed by `seed`), or the path of a
-            safetensors or torch state dict.
+        weights: "pretrained" (timm's own download), "random" (fixed by `seed`, which only these
+            have), or the path of a safetensors or torch state dict.
         seed: Seed of random weights.
         overrides: Keyword arguments for timm's constructor.
-        dim: Width of the tokens; checked against the network.
+        patch_size: Side of a patch, pixels; the network's, so that tokens fall on tokens.
+        dim: Width of the tokens; the network's teacher_dim.
         batch_size: Images a forward pass.
     """
 
     architecture: str
     weights: str
-    seed: int = 0
+    seed: int | None = None
     overrides: dict[str, Any] = {}
+    patch_size: Size
     dim: Size
-    batch_size: Size = 64
+    batch_size: Size

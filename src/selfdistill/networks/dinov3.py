@@ -1,5 +1,6 @@
 """Frozen teachers from timm: DINOv3 (arXiv:2508.10104) and any other ViT with patch tokens."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,20 @@ class Teacher(nn.Module):
         self.register_buffer("std", std.view(3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
         tokens, width = self(torch.zeros(1, 3, resolution, resolution)).shape[1:]
-        if width != config.dim:
-            raise ValueError(f"teacher {config.architecture} has width {width}, not {config.dim}")
+        expected = ((resolution // config.patch_size) ** 2, config.dim)
+        if (tokens, width) != expected:
+            raise ValueError(
+                f"teacher {config.architecture} gives {tokens} tokens of width {width} for "
+                f"{resolution} pixels; its patch_size and dim say {expected[0]} of {expected[1]}"
+            )
         self.shape = (int(tokens), int(width))
+
+    def digest(self) -> str:
+        """Return the sha256 of all weights, in the order of their names."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.vit.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -36,29 +48,45 @@ class Teacher(nn.Module):
         return self.vit.forward_features(x)[:, self.vit.num_prefix_tokens :]
 
 
-def _create(config: TeacherConfig, resolution: int) -> nn.Module:
-    """Build the ViT and its weights."""
-    overrides = dict(config.overrides)
-    if config.weights == "pretrained":
-        try:
-            return timm.create_model(config.architecture, pretrained=True, num_classes=0)
-        except Exception as error:
-            raise FileNotFoundError(
-                f"the weights of teacher {config.architecture} could not be downloaded ({error}); "
-                "put them on this machine and give their path as the teacher's `weights`"
-            ) from error
-    if config.weights == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            return timm.create_model(
-                config.architecture, img_size=resolution, num_classes=0, **overrides
-            )
+def weights_file(config: TeacherConfig) -> Path | None:
+    """Return the file that a teacher's weights come from; None when they come from elsewhere.
+
+    Raises:
+        FileNotFoundError: If the configuration names a file that is not there.
+    """
+    if config.weights in ("pretrained", "random"):
+        return None
     path = Path(config.weights)
     if not path.is_file():
         raise FileNotFoundError(
             f"teacher weights {path}: no such file; give a safetensors or torch state dict of "
             f"timm's {config.architecture}, or 'pretrained'"
         )
+    return path
+
+
+def _create(config: TeacherConfig, resolution: int) -> nn.Module:
+    """Build the ViT and its weights."""
+    overrides = dict(config.overrides)
+    if config.weights == "pretrained":
+        try:
+            return timm.create_model(
+                config.architecture, pretrained=True, num_classes=0, **overrides
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            hub = timm.get_pretrained_cfg(config.architecture)
+            raise FileNotFoundError(
+                f"the weights of teacher {config.architecture} could not be had ({error}); "
+                f"download {hub.hf_hub_id if hub else 'them'} from the Hugging Face hub elsewhere "
+                "and give the path of its safetensors file as the teacher's `weights`"
+            ) from error
+    if config.weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed or 0)
+            return timm.create_model(
+                config.architecture, img_size=resolution, num_classes=0, **overrides
+            )
+    path = weights_file(config)
     vit = timm.create_model(config.architecture, num_classes=0, **overrides)
     timm.models.load_checkpoint(vit, str(path), strict=True, weights_only=True)
     return vit

@@ -28,6 +28,11 @@ def normalize_latent(z: Tensor) -> Tensor:
     return F.layer_norm(z.float(), z.shape[-1:], eps=_EPS)
 
 
+def _in_float32(tensor: Tensor) -> torch.autocast:
+    """Leave autocast: what goes to pixels, latents and logits keeps float32."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def rotary_table(grid: int, head_dim: int, base: float = 100.0) -> Tensor:
     """Return the angles of two-axis rotary positions, (grid^2, head_dim / 2), row-major tokens.
 
@@ -229,7 +234,8 @@ class DSDViT(nn.Module):
         if mask is not None:
             tokens = torch.where(mask[..., None], self.mask_token, tokens)
         h, _ = self._backbone(tokens)
-        return normalize_latent(self.latent_out(h))
+        with _in_float32(h):
+            return normalize_latent(self.latent_out(h.float()))
 
     def denoise(self, z_t: Tensor) -> tuple[Tensor, Tensor]:
         """Run the second pass, on noised latents; it is told neither the time nor the class.
@@ -250,22 +256,25 @@ class DSDViT(nn.Module):
 
     def predict_velocity(self, h: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Return the velocity (N, L, C), float32, from h (N, L, D), t (N,) and labels (N,)."""
-        return self._head(self.velocity_out, h, t, labels).float()
+        return self._head(self.velocity_out, h, t, labels)
 
     def decode(self, h: Tensor) -> Tensor:
         """Return images (N, 3, H, W), about [-1, 1], from the features h of the second pass."""
         grid = self.config.grid
-        return self.image_out(h.transpose(1, 2).unflatten(2, (grid, grid)))
+        with _in_float32(h):
+            return self.image_out(h.float().transpose(1, 2).unflatten(2, (grid, grid)))
 
     def classify(self, z: Tensor) -> Tensor:
         """Return class logits (N, K) from latents (N, L, C)."""
-        return self.class_out(z.mean(dim=1))
+        with _in_float32(z):
+            return self.class_out(z.mean(dim=1))
 
     def _head(self, output: OutputLayer, h: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         condition = self.time_embedding(t) + self.class_embedding(labels)  # (N, D)
         skip = self.config.num_registers
         h = self.dit_layer(h, condition, self.cos[skip:], self.sin[skip:])
-        return output(h, condition)
+        with _in_float32(h):
+            return output(h.float(), condition.float())
 
     def _backbone(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Run the blocks on tokens (N, L, D); return the last and the tapped output, (N, L, D)."""

@@ -12,7 +12,8 @@ from selfdistill.data.shards import Shards, ShardWriter, finalize
 from selfdistill.metrics.class_accuracy import thumbnails
 from selfdistill.metrics.config import EvaluationConfig
 from selfdistill.metrics.extractors import TinyExtractor
-from selfdistill.metrics.frechet import Moments, RunningMoments, frechet_distance
+from selfdistill.metrics.frechet import frechet_distance
+from selfdistill.metrics.moments import Moments, RunningMoments
 from selfdistill.pipelines.evaluate.nodes import describe_reference, evaluate_samples
 
 CONFIG = EvaluationConfig(extractor="tiny", metrics=("fd_tiny", "class_accuracy"), batch_size=100)
@@ -82,29 +83,29 @@ def test_the_reference_is_arrays_that_an_npz_holds_without_pickle(reference):
 
 def test_the_reference_does_not_depend_on_the_batch_size(images, reference):
     other = describe_reference(images, CONFIG.model_copy(update={"batch_size": 64}))
-    for name in ("mu", "sigma", "fd_tiny_noise", "fd_tiny_real_halves"):
+    for name in ("mu", "sigma", "frechet_noise", "frechet_real_halves"):
         np.testing.assert_allclose(other[name], reference[name], rtol=1e-7, atol=1e-9)
 
 
 def test_real_halves_are_near_and_noise_is_far(reference):
-    assert 0 < reference["fd_tiny_real_halves"] < 0.2
-    assert reference["fd_tiny_noise"] > 500 * reference["fd_tiny_real_halves"]
+    assert 0 < reference["frechet_real_halves"] < 0.2
+    assert reference["frechet_noise"] > 500 * reference["frechet_real_halves"]
 
 
 def test_unseen_real_images_score_far_better_than_noise(sampled, digits):
     pixels, labels = digits
     result = sampled(pixels[-300:], labels[-300:])
-    assert result["metrics"]["fd_tiny"] < 0.02 * result["baselines"]["fd_tiny_noise"]
+    assert result["metrics"]["fd_tiny"] < 0.02 * result["baselines"]["fd_tiny"]["noise"]
     assert result["metrics"]["class_accuracy"] > 0.9
-    assert result["baselines"]["class_accuracy_real"] > 0.97
+    assert result["baselines"]["class_accuracy"]["real"] > 0.97
 
 
 def test_noise_scores_as_its_baseline_and_its_class_is_a_guess(sampled, reference):
     eps = np.random.default_rng(7).standard_normal((300, 16, 16, 3)).clip(-1, 1)
     result = sampled((127.5 * eps + 128).clip(0, 255).astype(np.uint8), np.arange(300) % 10)
-    noise = float(reference["fd_tiny_noise"])
+    noise = float(reference["frechet_noise"])
     assert result["metrics"]["fd_tiny"] == pytest.approx(noise, rel=0.02)
-    assert result["baselines"]["fd_tiny_noise"] == pytest.approx(noise, rel=1e-9)
+    assert result["baselines"]["fd_tiny"]["noise"] == pytest.approx(noise, rel=1e-9)
     assert result["metrics"]["class_accuracy"] < 0.2
 
 
@@ -139,6 +140,7 @@ def test_the_result_is_json_and_carries_its_protocol(sampled, digits, images):
     result = sampled(pixels[-300:], labels[-300:])
     assert json.loads(json.dumps(result)) == result
     assert result["metrics"].keys() == {"fd_tiny", "class_accuracy"}
+    assert result["baselines"].keys() == {"fd_tiny", "class_accuracy"}
     protocol = result["protocol"]
     assert protocol["extractor"] == "tiny"
     assert protocol["weights_sha256"] == TinyExtractor().weights_sha256
@@ -163,7 +165,8 @@ def test_only_the_metrics_asked_for_are_measured(digits, tmp_path, images, refer
     only = EvaluationConfig(extractor="tiny", metrics=("fd_tiny",))
     result = evaluate_samples(samples, images, reference, only)
     assert result["metrics"].keys() == {"fd_tiny"}
-    assert result["baselines"].keys() == {"fd_tiny_noise", "fd_tiny_real_halves"}
+    assert result["baselines"].keys() == {"fd_tiny"}
+    assert result["baselines"]["fd_tiny"].keys() == {"noise", "real_halves"}
     assert result["protocol"]["quantisation"] == "not recorded by the sampler"
 
 

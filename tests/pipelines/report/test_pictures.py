@@ -1,6 +1,9 @@
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg as Canvas
+from matplotlib.figure import Figure
 from PIL import Image
 
+from selfdistill.pipelines.report import pictures
 from selfdistill.pipelines.report.pictures import compose_sheet, plot_curves
 
 RED, BLUE = Image.new("RGB", (80, 40), "red"), Image.new("RGB", (2000, 1000), "blue")
@@ -47,6 +50,18 @@ def test_curves_have_a_panel_for_each_row_that_was_trained():
     two = plot_curves({"a": RECORDS, "b": RECORDS})
     assert two.height == 2 * one.height
     assert two.mode == "RGB"
+
+
+def test_the_legend_stands_beside_the_curves_and_hides_none(monkeypatch):
+    figures: list[Figure] = []
+    monkeypatch.setattr(pictures, "FigureCanvasAgg", lambda f: figures.append(f) or Canvas(f))
+    plot_curves({"a": RECORDS, "b": RECORDS})
+    for panel in figures[0].axes:
+        legend = panel.get_legend()
+        assert legend.get_window_extent().x0 >= panel.get_window_extent().x1
+        assert legend.get_window_extent().x1 <= figures[0].bbox.x1
+        assert [text.get_text() for text in legend.get_texts()] == ["loss", "sid"]
+    assert figures[0].axes[-1].get_xlabel() == "images seen"
 
 
 def test_pictures_are_deterministic():

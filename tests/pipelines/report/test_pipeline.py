@@ -34,7 +34,7 @@ def catalog(tmp_path) -> DataCatalog:
         }
     )
     for row in ("dsd_b", "dsd_s"):
-        paper = {"params": 1, "plain": {"fid": 4.25}, "guided": {"fid": 3.35}}
+        paper = {"params": 1, "samplings": {"plain": {"fid": 4.25}, "guided": {"fid": 3.35}}}
         catalog[f"params:{row}.paper"] = MemoryDataset(paper)
     return catalog
 
@@ -47,12 +47,15 @@ def test_a_report_is_made_before_anything_was_run(catalog, tmp_path):
     assert frame["row"].tolist() == ["dsd_b", "dsd_b", "dsd_s"]
     assert frame["fid_paper"].tolist() == [4.25, 3.35, 4.25]
     assert frame["fid_ours"].isna().all()
+    for name in ("table.md", "table.html"):
+        text = (tmp_path / "dsd" / name).read_text(encoding="utf-8")
+        assert "DSD: Diffusion as Self-Distillation (arXiv:2511.14716)" in text
 
 
 def test_a_report_shows_what_was_run_and_logs_it(catalog, tmp_path, caplog):
     result = {
         "metrics": {"fd_tiny": 12.5},
-        "baselines": {"fd_tiny_noise": 188.0},
+        "baselines": {"fd_tiny": {"noise": 188.0}},
         "protocol": {"extractor": "tiny", "samples": {}},
     }
     catalog.save("dsd_b.guided.metrics", result)

@@ -5,19 +5,20 @@ from typing import Any
 
 import pytest
 
-from selfdistill.pipelines.report.table import Table
+from selfdistill.pipelines.report.table import PAPERS, Table
 
 PAPER = {
     "params": 205_000_000,
-    "plain": {"fid": 4.25, "sfid": 8.96, "inception_score": 188.8},
-    "guided": {"fid": 3.35, "sfid": 9.08, "inception_score": 254.7},
+    "samplings": {
+        "plain": {"fid": 4.25, "sfid": 8.96, "inception_score": 188.8},
+        "guided": {"fid": 3.35, "sfid": 9.08, "inception_score": 254.7},
+    },
 }
 TINY = {
     "metrics": {"fd_tiny": 12.3456, "class_accuracy": 0.8711},
     "baselines": {
-        "fd_tiny_noise": 188.5376,
-        "fd_tiny_real_halves": 0.02745,
-        "class_accuracy_real": 0.98889,
+        "fd_tiny": {"noise": 188.5376, "real_halves": 0.02745},
+        "class_accuracy": {"real": 0.98889},
     },
     "protocol": {
         "extractor": "tiny",
@@ -88,11 +89,13 @@ def test_the_difference_is_ours_minus_the_papers():
 
 
 def test_numbers_have_the_digits_of_the_field_and_differences_a_sign():
-    header, plain, guided = rows_of_markdown(table(EXACT).markdown())
-    assert header[:6] == ["row", "sampling", "NFE", "FID paper", "FID ours", "FID difference"]
-    assert plain[3:6] == ["4.25", "4.37", "+0.12"]
-    assert plain[9:] == ["188.8", "187.3", "-1.5"]
-    assert guided[3:6] == ["3.35", "", ""]
+    header, plain, guided = rows_of_markdown(table(EXACT).paper_table())
+    assert header[:4] == ["row", "sampling", "params paper (M)", "NFE"]
+    assert header[4:7] == ["FID ↓ paper", "FID ↓ ours", "FID ↓ difference"]
+    assert header[10] == "IS ↑ paper"
+    assert plain[2:7] == ["205", "249", "4.25", "4.37", "+0.12"]
+    assert plain[10:] == ["188.8", "187.3", "-1.5"]
+    assert guided[4:7] == ["3.35", "", ""]
 
 
 @pytest.mark.parametrize("metric", ["fd_tiny", "fid"])
@@ -102,55 +105,69 @@ def test_a_tiny_number_never_stands_in_the_papers_table(metric):
     line = rows_of_csv(made)[0]
     assert line["fid_ours"] == line["fid_difference"] == ""
     assert line[metric] == "7.7777"
-    papers, tiny = made.markdown().split("Measured on the tiny data")
+    papers, tiny = made.markdown("dsd").split("Measured on the tiny data")
     assert "7.7" not in papers
     assert "7.7" in tiny
 
 
 def test_tiny_numbers_stand_beside_their_baselines():
-    papers, tiny = table(TINY).markdown().split("not comparable with the paper:")
+    papers, tiny, _ = table(TINY).markdown("dsd").split("\n## ")
     assert len(rows_of_markdown(papers)) == 3
     header, line = rows_of_markdown(tiny)
     assert header == [
         "row",
         "sampling",
         "NFE",
-        "fd_tiny ours",
-        "fd_tiny noise",
-        "fd_tiny real halves",
-        "class_accuracy ours",
-        "class_accuracy real",
+        "fd_tiny ↓ ours",
+        "fd_tiny ↓ noise",
+        "fd_tiny ↓ real halves",
+        "class_accuracy ↑ ours",
+        "class_accuracy ↑ real",
     ]
     assert line == ["dsd_b", "plain", "49", "12.35", "188.5", "0.02745", "0.871", "0.989"]
 
 
 def test_the_nfe_of_a_tiny_row_does_not_stand_beside_the_papers_numbers():
-    papers, tiny = (rows_of_markdown(part) for part in table(EXACT, TINY).markdown().split(":\n\n"))
-    assert [line[2] for line in papers] == ["NFE", "249", ""]
+    parts = table(EXACT, TINY).markdown("dsd").split("\n## ")
+    papers, tiny, _ = (rows_of_markdown(part) for part in parts)
+    assert [line[3] for line in papers] == ["NFE", "249", ""]
     assert [line[2] for line in tiny] == ["NFE", "49"]
 
 
 def test_there_is_no_second_table_before_anything_tiny_was_measured():
-    assert "tiny" not in table(EXACT).markdown()
+    assert "tiny" not in table(EXACT).markdown("dsd")
     assert "tiny" not in table(EXACT).csv()
 
 
 def test_a_paper_without_numbers_for_a_sampling_leaves_its_cells_empty():
-    made = table(EXACT, paper={"params": 1, "guided": {"fid": 3.35, "sfid": None}})
+    made = table(EXACT, paper={"params": 1, "samplings": {"guided": {"fid": 3.35}}})
     plain, guided = rows_of_csv(made)
     assert (plain["fid_paper"], plain["fid_ours"], plain["fid_difference"]) == ("", "4.3712", "")
     assert guided["fid_paper"] == "3.35"
     assert "sfid_paper" not in guided
 
 
-def test_a_paper_number_without_its_metric_is_refused():
-    with pytest.raises(ValueError, match=r"dsd_b: paper\.plain must map metrics to numbers, got 4"):
-        table(paper={"plain": 4.25})
+@pytest.mark.parametrize(("title", "heading"), [("dsd", PAPERS["dsd"]), ("Table 1", "Table 1")])
+def test_pages_bear_the_papers_title_and_a_paper_without_one_its_name(title, heading):
+    made = table()
+    assert made.markdown(title).startswith(f"# {heading}\n\nDifference is ours")
+    assert f"<h1>{heading}</h1>\n<p>Difference is ours" in made.html(title, {})
+
+
+def test_the_markdown_page_holds_the_papers_table_whole_and_says_how_it_was_measured():
+    made = table(EXACT, TINY)
+    page = made.markdown("dsd")
+    assert f"\n\n{made.paper_table()}\n## Measured" in page
+    heading, _, *lines = page.split("\n## ")[2].splitlines()
+    assert heading == "How it was measured"
+    assert rows_of_markdown("\n".join(lines))[2][:4] == ["dsd_b", "guided", "tiny", "9a98c8c2"]
+    assert "How it was measured" not in table().markdown("dsd")
 
 
 def test_a_row_name_keeps_its_underscores_and_digits():
     name = "issd_dsd_b_10"
-    made = Table.collect({f"{name}.steps_10.metrics": None, f"params:{name}.paper": {}})
+    paper = {"params": 1, "samplings": {}}
+    made = Table.collect({f"{name}.steps_10.metrics": None, f"params:{name}.paper": paper})
     assert (made.entries[0].row, made.entries[0].sampling) == (name, "steps_10")
 
 
@@ -209,8 +226,16 @@ def test_every_line_of_the_page_has_as_many_cells_as_its_heading():
         assert all(line.count("<td") == columns for line in lines)
 
 
+def test_the_heads_of_the_page_have_arrows_and_clean_classes():
+    page = table(EXACT, TINY).html("dsd", {})
+    assert '<th colspan="3" class="first">FID ↓</th>' in page
+    assert '<th class="first sub">paper</th>' in page
+    assert '<th class="sub">ours</th>' in page
+    assert 'class=" ' not in page
+
+
 def test_the_same_inputs_give_the_same_bytes():
     first, second = table(EXACT, TINY), table(EXACT, TINY)
-    assert first.markdown() == second.markdown()
+    assert first.markdown("a") == second.markdown("a")
     assert first.csv() == second.csv()
     assert first.html("a", {}) == second.html("a", {})

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from selfdistill import files
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.methods.checkpoint import Checkpoint
-from selfdistill.pipelines.train import loop
 from selfdistill.pipelines.train.job import train_row
 
 FILES = ("weights.safetensors", "checkpoint.json", "curves.jsonl")
@@ -22,6 +22,10 @@ FILES = ("weights.safetensors", "checkpoint.json", "curves.jsonl")
 
 def content(checkpoint):
     return {name: (checkpoint.path / name).read_bytes() for name in FILES}
+
+
+def folders(scratch):
+    return [path for path in scratch.iterdir() if path.is_dir()]
 
 
 @pytest.fixture
@@ -47,8 +51,6 @@ def test_resume_is_bitwise_identical(run, tmp_path, monkeypatch, stop_at):
     class Killed(BaseException):
         pass
 
-    after_step = loop.Method.after_step
-
     def kill(self, nimg, batch_size):
         if nimg == stop_at + 8:
             raise Killed
@@ -57,12 +59,11 @@ def test_resume_is_bitwise_identical(run, tmp_path, monkeypatch, stop_at):
     from selfdistill.methods.dsd import DSD
 
     original = DSD.after_step
-    assert original is not after_step
     monkeypatch.setattr(DSD, "after_step", kill)
     with pytest.raises(Killed):
         run(tmp_path / "broken")
     monkeypatch.setattr(DSD, "after_step", original)
-    (directory,) = (tmp_path / "broken").iterdir()
+    (directory,) = folders(tmp_path / "broken")
     assert (directory / "state.pt").is_file() == (stop_at >= 32)
     assert content(run(tmp_path / "broken")) == content(whole)
 
@@ -82,7 +83,7 @@ def test_sigterm_saves_the_state_at_the_very_step(run, tmp_path, monkeypatch):
         run(tmp_path / "broken")
     assert stopped.value.code == 143
     monkeypatch.setattr(DSD, "after_step", original)
-    (directory,) = (tmp_path / "broken").iterdir()
+    (directory,) = folders(tmp_path / "broken")
     assert torch.load(directory / "state.pt", weights_only=True)["nimg"] == 40
     assert content(run(tmp_path / "broken")) == content(whole)
 
@@ -91,7 +92,7 @@ def test_a_killed_process_goes_on_to_the_same_bytes(
     run, images, features, network, method, train_config, tmp_path
 ):
     """SIGKILL, which nobody can catch, at some moment of a training in a process of its own."""
-    long = {"total_nimg": 4_000, "checkpoint_nimg": 16}
+    long = {"total_nimg": 1_600, "checkpoint_nimg": 16}
     spec = tmp_path / "arguments.json"
     spec.write_text(
         json.dumps(
@@ -131,9 +132,9 @@ def test_a_killed_process_goes_on_to_the_same_bytes(
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    (directory,) = (tmp_path / "broken").iterdir()
+    (directory,) = folders(tmp_path / "broken")
     saved = torch.load(directory / "state.pt", weights_only=True)["nimg"]
-    assert 0 < saved < 4_000
+    assert 0 < saved < 1_600
     assert content(run(tmp_path / "broken", **long)) == content(run(tmp_path / "whole", **long))
 
 
@@ -162,7 +163,7 @@ def test_micro_batches_change_nothing_but_the_order_of_sums(run, tmp_path):
 
 
 def test_a_failed_rank_gives_its_own_message(run, tmp_path):
-    with pytest.raises(RuntimeError, match="does not divide into 3 ranks"):
+    with pytest.raises(ValueError, match="does not divide into 3 ranks"):
         run(tmp_path, DistributedConfig(device="cpu", num_ranks=3))
 
 
@@ -171,12 +172,28 @@ def test_a_batch_that_does_not_divide_is_named(run, tmp_path):
         run(tmp_path, micro_batch_size=3)
 
 
-def test_a_changed_parameter_starts_anew_and_says_so(run, tmp_path, caplog):
-    run(tmp_path)
+def test_a_changed_parameter_starts_anew_and_says_so(run, tmp_path, caplog, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("selfdistill.pipelines.train.job.launch", lambda *_: sys.exit(143))
+        with pytest.raises(SystemExit):
+            run(tmp_path)
     with caplog.at_level("INFO"):
         run(tmp_path, seed=2)
     assert "Starting anew" in caplog.text
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(folders(tmp_path)) == 2  # the unfinished one stays, beside the finished one
+
+
+def test_a_finished_training_leaves_nothing_but_the_checkpoint(run, tmp_path):
+    checkpoint = run(tmp_path)
+    assert folders(tmp_path) == [checkpoint.path]
+    assert sorted(file.name for file in checkpoint.path.iterdir()) == sorted(FILES)
+    for file in ("checkpoint.json", "curves.jsonl"):
+        assert str(tmp_path) not in (checkpoint.path / file).read_text()
+
+
+def test_two_runs_never_share_a_job(run, tmp_path):
+    with files.job(tmp_path, "other"), pytest.raises(ValueError, match="another run is at work"):
+        run(tmp_path)
 
 
 def test_a_finished_training_that_was_not_fetched_is_not_repeated(run, tmp_path, monkeypatch):
@@ -195,12 +212,14 @@ def test_a_loss_that_is_not_finite_stops_and_is_named(run, tmp_path, monkeypatch
         return {**losses, "reconstruction": losses["reconstruction"] * float("nan")}
 
     monkeypatch.setattr(DSD, "loss", poisoned)
-    with pytest.raises(FloatingPointError, match="network/reconstruction is nan after 16 images"):
-        run(tmp_path)
+    with pytest.raises(FloatingPointError, match="network/reconstruction is nan after 8 images"):
+        run(tmp_path, log_nimg=8)
 
 
-def test_training_lowers_the_loss(run, tmp_path):
-    checkpoint = run(tmp_path, total_nimg=1_600, log_nimg=160, checkpoint_nimg=1_600)
+def test_training_lowers_the_loss(run, train_config, tmp_path):
+    fast = train_config.optimizer.model_copy(update={"lr": 1.0e-2})
+    length = {"total_nimg": 1_600, "log_nimg": 160, "checkpoint_nimg": 1_600}
+    checkpoint = run(tmp_path, optimizer=fast, **length)
     lines = (checkpoint.path / "curves.jsonl").read_text().splitlines()
     first, last = json.loads(lines[0]), json.loads(lines[-1])
     assert last["loss"] < 0.8 * first["loss"]
@@ -218,3 +237,63 @@ def test_damaged_weights_are_refused(run, tmp_path):
         checkpoint.load(torch.device("cpu"))
     with pytest.raises(FileNotFoundError, match="no finished checkpoint"):
         Checkpoint.open(tmp_path / "nowhere")
+
+
+def stopped_at(nimg, run, scratch, monkeypatch):
+    """Run until SIGTERM comes after `nimg` images."""
+    from selfdistill.methods.dsd import DSD
+
+    original = DSD.after_step
+
+    def ask(self, seen, batch_size):
+        original(self, seen, batch_size)
+        if seen == nimg:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DSD, "after_step", ask)
+        with pytest.raises(SystemExit):
+            run(scratch)
+
+
+def test_more_ranks_go_on_with_the_same_curves(run, tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole")
+    stopped_at(40, run, tmp_path / "broken", monkeypatch)
+    resumed = run(tmp_path / "broken", DistributedConfig(device="cpu", num_ranks=2))
+    curves = [
+        [json.loads(line)["loss"] for line in c.curves.read_text().splitlines()]
+        for c in (whole, resumed)
+    ]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+def test_a_torn_line_of_the_curves_does_not_stop_a_resumption(run, tmp_path, monkeypatch):
+    whole = content(run(tmp_path / "whole"))
+    stopped_at(40, run, tmp_path / "broken", monkeypatch)
+    (directory,) = folders(tmp_path / "broken")
+    with (directory / "curves.jsonl").open("a") as file:
+        file.write('{"nimg": 48, "lo')
+    assert content(run(tmp_path / "broken")) == whole
+
+
+def test_smaller_micro_batches_go_on_with_the_same_job(run, tmp_path, monkeypatch):
+    """After running out of memory, say: nothing is thrown away."""
+    stopped_at(40, run, tmp_path, monkeypatch)
+    checkpoint = run(tmp_path, micro_batch_size=2)
+    assert folders(tmp_path) == [checkpoint.path]
+
+
+def test_what_a_killed_writer_left_is_swept_away(run, tmp_path, monkeypatch):
+    stopped_at(40, run, tmp_path, monkeypatch)
+    (directory,) = folders(tmp_path)
+    for leftover in (directory / ".state.pt.1.tmp", tmp_path / ".x.finished.1.tmp"):
+        leftover.write_bytes(b"part")
+    run(tmp_path)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_features_that_do_not_fit_the_network_are_named(
+    images, network, method, train_config, one_rank, tmp_path
+):
+    with pytest.raises(ValueError, match="patch_size and teacher"):
+        train_row(images, images, network, method, train_config, one_rank, tmp_path)

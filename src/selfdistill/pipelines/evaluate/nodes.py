@@ -21,16 +21,13 @@ def describe_reference(images: Shards, evaluation: EvaluationConfig) -> dict[str
         evaluation: The extractor to use.
 
     Returns:
-        NumPy arrays by name: "mu" (D,) and "sigma" (D, D) of the features in float64, and scalars:
-        "num_images", "fingerprint" of the images, "extractor", "weights_sha256",
-        "fd_tiny_noise" (as many images of pure noise) and "fd_tiny_real_halves" (one half of the
-        real images against the other).
+        NumPy arrays by name, as `metrics.subject.describe` lists them.
 
     Raises:
         ValueError: If the extractor is not part of this version.
     """
     from selfdistill.metrics.extractors import build_extractor
-    from selfdistill.pipelines.evaluate.measure import describe
+    from selfdistill.metrics.subject import describe
 
     return describe(images, build_extractor(evaluation), evaluation.batch_size)
 
@@ -47,18 +44,20 @@ def evaluate_samples(
         evaluation: The extractor and the metrics.
 
     Returns:
-        JSON values: {"metrics": {name: number}, "baselines": {name: number}, "protocol": {...}}.
+        JSON values: {"metrics": {metric: number}, "baselines": {metric: {name: number}},
+        "protocol": {...}}.
 
     Raises:
         ValueError: If the extractor is not part of this version, or if the reference was made of
             other images or by another extractor, or the images differ in size.
     """
     from selfdistill.metrics.extractors import build_extractor
-    from selfdistill.pipelines.evaluate.measure import Subject, evaluate
+    from selfdistill.metrics.subject import Subject
+    from selfdistill.pipelines.evaluate.measure import evaluate
 
     extractor = build_extractor(evaluation)
     subject = Subject(samples, images, reference, extractor, evaluation.batch_size)
     result = evaluate(subject, evaluation.metrics)
-    numbers = (result["metrics"] | result["baselines"]).items()
+    numbers = result["metrics"].items()
     logger.info("%s", ", ".join(f"{name} {value:.4g}" for name, value in numbers))
     return result

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -12,7 +14,13 @@ from tqdm import tqdm
 from selfdistill.data.shards import Shards, ShardWriter, finalize, missing_shards
 from selfdistill.distributed import World, launch
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.files import fingerprint, job_directory, write_json
+from selfdistill.files import (
+    check_space,
+    fingerprint,
+    job,
+    source_fingerprint,
+    write_json,
+)
 from selfdistill.networks.config import TeacherConfig
 from selfdistill.networks.dinov3 import Teacher
 
@@ -26,42 +34,50 @@ def encode_images(
 
     Raises:
         FileNotFoundError: If the teacher's weights cannot be had.
+        ValueError: If the teacher does not fit the images, or the disk not the features.
     """
-    versions = {"torch": torch.__version__, "timm": timm.__version__}
+    network = Teacher(teacher, images.shape[0])  # before the ranks: it may have to be downloaded
+    shape = (2, *network.shape)
     config = teacher.model_dump(mode="json")
-    job = fingerprint(config, images.fingerprint, versions)
-    directory = job_directory(scratch, job)
-    spec = directory / "spec.json"
-    write_json(spec, {"images": str(images.path), "directory": str(directory), "teacher": config})
+    origin: dict[str, Any] = {
+        "images": images.fingerprint,
+        "teacher": {**config, "weights_sha256": network.digest()},
+        "source": source_fingerprint("networks/dinov3.py", "pipelines/features/encode.py"),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
+    decisive = {**origin, "teacher": {**origin["teacher"], "batch_size": None}}
     num_shards = len(images.header["shards"])
-    if missing := missing_shards(directory, num_shards):
-        logger.info("Encoding %d of %d shards", len(missing), num_shards)
-        launch(run, spec, distributed)
-    shape = json.loads((directory / "shape.json").read_text(encoding="utf-8"))
-    return finalize(
-        directory,
-        num_shards=num_shards,
-        shape=shape,
-        dtype="float16",
-        class_names=images.class_names,
-        about={"teacher": config, "images": images.fingerprint, **versions},
-    )
+    with job(scratch, fingerprint(decisive)) as directory:
+        if missing := missing_shards(directory, num_shards):
+            num_images = sum(images.shard_sizes[shard] for shard in missing)
+            check_space(directory, 2 * math.prod(shape) * num_images, "the teacher's features")
+            logger.info("Encoding %d of %d shards", len(missing), num_shards)
+            spec = directory.with_suffix(".json")
+            paths = {"images": str(images.path), "directory": str(directory)}
+            write_json(spec, {**paths, "teacher": config, "shards": missing})
+            launch(run, spec, distributed)
+            spec.unlink()
+        return finalize(
+            directory,
+            num_shards=num_shards,
+            shape=shape,
+            dtype="float16",
+            class_names=images.class_names,
+            about=origin,
+        )
 
 
 def run(spec: Path, world: World) -> None:
     """Encode this rank's share of the missing shards."""
-    job = json.loads(spec.read_text(encoding="utf-8"))
-    images, directory = Shards.open(Path(job["images"])), Path(job["directory"])
-    config = TeacherConfig.model_validate(job["teacher"])
+    values = json.loads(spec.read_text(encoding="utf-8"))
+    images, directory = Shards.open(Path(values["images"])), Path(values["directory"])
+    config = TeacherConfig.model_validate(values["teacher"])
     teacher = Teacher(config, images.shape[0]).to(world.device)
     shape = (2, *teacher.shape)
-    if world.is_main:
-        write_json(directory / "shape.json", list(shape))
-    starts = np.cumsum([0, *(entry["rows"] for entry in images.header["shards"])])
-    missing = missing_shards(directory, len(starts) - 1)
-    for shard in tqdm(
-        missing[world.rank :: world.size], "features", unit="shard", disable=not world.is_main
-    ):
+    starts = np.cumsum([0, *images.shard_sizes])
+    mine = values["shards"][world.rank :: world.size]
+    for shard in tqdm(mine, "features", unit="shard", disable=not world.is_main):
         with ShardWriter(directory, shard, shape, "float16") as writer:
             for start in range(starts[shard], starts[shard + 1], config.batch_size):
                 rows = np.arange(start, min(start + config.batch_size, starts[shard + 1]))
@@ -70,4 +86,3 @@ def run(spec: Path, world: World) -> None:
                 tokens = torch.stack((teacher(x), teacher(x.flip(-1))), dim=1)  # (n, 2, L, D)
                 for row, value in zip(rows, tokens.half().cpu().numpy(), strict=True):
                     writer.append(images.keys[row], int(images.labels[row]), value)
-    world.barrier()

@@ -6,7 +6,7 @@ from selfdistill.pipelines.features import nodes
 
 
 def create_pipeline() -> Pipeline:
-    """Return the stage for one data set; the registry gives it the data set's namespace."""
+    """Return the stage for one dataset; the registry gives it the dataset's namespace."""
     return Pipeline(
         [
             Node(

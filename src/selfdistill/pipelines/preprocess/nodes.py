@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from selfdistill.data.config import PreprocessConfig
-from selfdistill.data.readers import Reader
+from selfdistill.data.raw import Reader
 from selfdistill.data.shards import Shards
 from selfdistill.distributed_config import DistributedConfig
 
@@ -13,7 +13,7 @@ def write_digits() -> Iterable[tuple[str, bytes]]:
     """Draw the UCI handwritten digits as image files of many sizes and modes.
 
     Returns:
-        Path below the data set's folder and content of each file.
+        Path below the dataset's folder and content of each file.
     """
     from selfdistill.data.digits import draw_digits
 

@@ -18,7 +18,7 @@ def tabulate(**inputs: Any) -> Table:
 
     Args:
         inputs: By catalog name, "<row>.<sampling>.metrics": the evaluate stage's dict or None; and
-            "params:<row>.paper": {sampling: {metric: number}, "params": parameter count}.
+            "params:<row>.paper": the row's `PaperConfig`, as written.
     """
     table = Table.collect(inputs)
     logger.info("Measured so far:\n%s", table.text())

@@ -4,12 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from PIL import Image, ImageDraw, ImageFont
+
+from selfdistill.metrics.curves import Series, loss_curves
 
 _MARGIN, _CAPTION, _WIDTH = 16, 28, 768
 _PAPER, _INK, _GREY = "white", "#1f2328", "#6e7781"
+_TOTAL = "loss"
 
 
 def compose_sheet(grids: Mapping[str, Image.Image | None]) -> Image.Image:
@@ -42,30 +47,45 @@ def compose_sheet(grids: Mapping[str, Image.Image | None]) -> Image.Image:
 
 
 def plot_curves(curves: Mapping[str, Sequence[Mapping[str, Any]] | None]) -> Image.Image:
-    """Return the losses of each row over the images seen, one panel a row.
+    """Return the losses of each row over the images seen, one panel a row, all to the same scale.
 
     Args:
         curves: Records of the training log by row, in order; None or an empty log is left out.
     """
-    drawn = {row: records for row, records in curves.items() if records}
+    logs = {row: loss_curves(records or []) for row, records in curves.items()}
+    drawn = {row: series for row, series in logs.items() if series}
     if not drawn:
         return _notice("no training curves yet")
-    figure = Figure(figsize=(8, 3 * len(drawn)), dpi=100, layout="constrained")
-    panels = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]
-    for panel, (row, records) in zip(panels, drawn.items(), strict=True):
-        names = dict.fromkeys(name for record in records for name in record)
-        values: list[float] = []
-        for name in (name for name in names if name == "loss" or "/" in name):
-            points = [(record["nimg"], record[name]) for record in records if name in record]
-            panel.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
-            values += [value for _, value in points]
-        panel.set_yscale("log" if values and min(values) > 0 else "linear")
-        panel.set(title=row, xlabel="nimg", ylabel="loss")
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize="small", frameon=False)
+    names = dict.fromkeys(name for panel in drawn.values() for name in panel if name != _TOTAL)
+    looks: dict[str, dict[str, Any]] = {
+        name: {"color": f"C{number % 10}", "linewidth": 1.2} for number, name in enumerate(names)
+    }
+    looks[_TOTAL] = {"color": _INK, "linewidth": 1.8}
+    figure = Figure(figsize=(9, 2.8 * len(drawn)), dpi=100, layout="constrained")
+    panels = figure.subplots(len(drawn), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for panel, (row, series) in zip(panels, drawn.items(), strict=True):
+        _plot_row(panel, row, series, looks)
+    lowest = min(min(values) for series in drawn.values() for _, values in series.values())
+    panels[-1].set_yscale("log" if lowest > 0 else "linear")
+    panels[-1].set_xlabel("images seen")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _plot_row(
+    panel: Axes, row: str, series: Mapping[str, Series], looks: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Draw one row's losses; the legend, outside, has the order in which the curves end."""
+    for name, (nimg, values) in sorted(series.items(), key=lambda item: -item[1][1][-1]):
+        panel.plot(nimg, values, label=name, **looks[name])
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panel.set_title(row, loc="left", fontsize="medium")
+    panel.set_ylabel("loss")
+    panel.margins(x=0.01)
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small", frameon=False)
 
 
 def _fit(grid: Image.Image) -> Image.Image:

@@ -75,7 +75,7 @@ def to_html(grid: Grid) -> str:
         for group, span in groups
     )
     heads = "".join(
-        f"<th{_class(f'{kind} sub' if group else kind)}>{html.escape(name)}</th>"
+        f"<th{_class(kind, 'sub' if group else '')}>{html.escape(name)}</th>"
         for kind, (group, name) in zip(kinds, grid.heads, strict=True)
     )
     body = "\n".join(
@@ -120,5 +120,6 @@ def to_page(title: str, sections: Sequence[tuple[str, str]], pictures: Mapping[s
     )
 
 
-def _class(names: str) -> str:
-    return f' class="{names}"' if names else ""
+def _class(*names: str) -> str:
+    present = " ".join(name for name in names if name)
+    return f' class="{present}"' if present else ""

@@ -1,34 +1,24 @@
 """Paper, ours, difference: the table of a paper, whether or not its rows have been run."""
 
 import csv
+import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from selfdistill.methods.config import PAPERS
+from selfdistill.metrics.config import METRICS
 from selfdistill.pipelines.report.render import Grid, to_html, to_markdown, to_page, to_text
 
 # Only what this extractor measured may stand beside a paper's number.
 _PAPER_EXTRACTOR = "inception_2015"
-_LABELS = {
-    "fid": "FID",
-    "sfid": "sFID",
-    "inception_score": "IS",
-    "precision": "Precision",
-    "recall": "Recall",
-}
-_DECIMALS = {
-    "fid": ".2f",
-    "sfid": ".2f",
-    "inception_score": ".1f",
-    "precision": ".3f",
-    "recall": ".3f",
-    "class_accuracy": ".3f",
-}
+_ARROWS = {"lower": "↓", "higher": "↑"}
 _TINY_HEADING = "Measured on the tiny data, not comparable with the paper"
+_PROTOCOL_HEADING = "How it was measured"
 _NOTE = (
-    "<p>Difference is ours minus the paper's. A cell is empty where the paper gives no number or "
-    "nobody has run the row.</p>\n"
+    "Difference is ours minus the paper's. A cell is empty where the paper gives no number or "
+    "nobody has run the row."
 )
 
 
@@ -39,34 +29,42 @@ class Entry:
     Attributes:
         row: The row.
         sampling: The sampling.
+        params: Parameters of the paper's network.
         paper: The paper's numbers by metric.
         ours: Our numbers by metric, measured as the paper measures.
         tiny: Our numbers by metric, measured by any other extractor.
-        baselines: The numbers to read `tiny` by; a name starts with its metric's.
+        baselines: By metric, the numbers to read `tiny` by, by name.
         protocol: How ours or `tiny` were measured; empty when nobody has run the row.
     """
 
     row: str
     sampling: str
+    params: int
     paper: Mapping[str, float]
     ours: Mapping[str, float] = field(default_factory=dict)
     tiny: Mapping[str, float] = field(default_factory=dict)
-    baselines: Mapping[str, float] = field(default_factory=dict)
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, row: str, sampling: str, paper: Mapping[str, float], result: Mapping[str, Any] | None
+        cls, row: str, sampling: str, paper: Mapping[str, Any], result: Mapping[str, Any] | None
     ) -> Self:
-        """Put a result of the evaluate stage where it may stand; None: nobody has run the row."""
+        """Put the paper's numbers and the evaluate stage's where they may stand.
+
+        Args:
+            row: The row.
+            sampling: The sampling.
+            paper: The row's `PaperConfig`, as written.
+            result: What the evaluate stage made; None: nobody has run the row.
+        """
+        known = (row, sampling, paper["params"], paper["samplings"].get(sampling, {}))
         if result is None:
-            return cls(row, sampling, paper)
+            return cls(*known)
         metrics, protocol = result["metrics"], result["protocol"]
         if protocol["extractor"] == _PAPER_EXTRACTOR:
-            return cls(row, sampling, paper, ours=metrics, protocol=protocol)
-        return cls(
-            row, sampling, paper, tiny=metrics, baselines=result["baselines"], protocol=protocol
-        )
+            return cls(*known, ours=metrics, protocol=protocol)
+        return cls(*known, tiny=metrics, baselines=result["baselines"], protocol=protocol)
 
     @property
     def nfe(self) -> int | None:
@@ -79,15 +77,6 @@ class Entry:
         if paper is None or ours is None:
             return paper, ours, None
         return paper, ours, round(ours - paper, 10)
-
-    def baselines_of(self, metric: str) -> dict[str, float]:
-        """Return the baselines of a metric by what is left of their names, e.g. "noise"."""
-        start = f"{metric}_"
-        return {
-            name.removeprefix(start): value
-            for name, value in self.baselines.items()
-            if name.startswith(start)
-        }
 
 
 @dataclass(frozen=True)
@@ -106,43 +95,43 @@ class Table:
 
         Args:
             inputs: By catalog name, "<row>.<sampling>.metrics": the evaluate stage's dict or None,
-                in the order of the lines; and "params:<row>.paper": {sampling: {metric: number}}.
-
-        Raises:
-            ValueError: If a paper's numbers are not a mapping; the message names row and sampling.
+                in the order of the lines; and "params:<row>.paper": the row's `PaperConfig`, as
+                written.
         """
         entries = []
         for name, result in inputs.items():
-            if name.startswith("params:"):
-                continue
-            row, sampling = name.removesuffix(".metrics").rsplit(".", 1)
-            paper = inputs[f"params:{row}.paper"].get(sampling) or {}
-            if not isinstance(paper, Mapping):
-                raise ValueError(
-                    f"{row}: paper.{sampling} must map metrics to numbers, got {paper!r}"
-                )
-            numbers = {key: float(value) for key, value in paper.items() if value is not None}
-            entries.append(Entry.of(row, sampling, numbers, result))
+            if not name.startswith("params:"):
+                row, sampling = name.removesuffix(".metrics").rsplit(".", 1)
+                entries.append(Entry.of(row, sampling, inputs[f"params:{row}.paper"], result))
         return cls(tuple(entries))
 
-    def markdown(self) -> str:
-        """Return the paper's table and, if something was measured on tiny data, a second one."""
-        text = to_markdown(self._paper_grid())
-        if self._tiny_entries():
-            text += f"\n{_TINY_HEADING}:\n\n{to_markdown(self._tiny_grid())}"
-        return text
+    def paper_table(self) -> str:
+        """Return the paper's numbers beside ours, as a Markdown table alone."""
+        return to_markdown(self._paper_grid())
+
+    def markdown(self, title: str) -> str:
+        """Return everything as a Markdown page.
+
+        Args:
+            title: Heading of the page; a key of `PAPERS` stands for that paper's.
+        """
+        parts = [f"# {_heading(title)}\n", f"{_NOTE}\n", self.paper_table()]
+        for heading, grid in self._sections():
+            parts += [f"## {heading}\n", to_markdown(grid)]
+        return "\n".join(parts)
 
     def csv(self) -> str:
         """Return both tables as one, numbers in full, unknown cells empty."""
         lines = []
         for entry in self.entries:
-            line: dict[str, Any] = {"row": entry.row, "sampling": entry.sampling, "nfe": entry.nfe}
+            line: dict[str, Any] = {"row": entry.row, "sampling": entry.sampling}
+            line |= {"params_paper": entry.params, "nfe": entry.nfe}
             for metric in self._paper_metrics():
                 keys = (f"{metric}_paper", f"{metric}_ours", f"{metric}_difference")
                 line |= zip(keys, entry.compared(metric), strict=True)
             for metric, names in self._tiny_columns().items():
                 line[metric] = entry.tiny.get(metric)
-                others = entry.baselines_of(metric)
+                others = entry.baselines.get(metric, {})
                 line |= {f"{metric}_{name}": others.get(name) for name in names}
             lines.append(line)
         text = io.StringIO()
@@ -155,27 +144,24 @@ class Table:
         """Return a page that needs neither network nor script.
 
         Args:
-            title: Heading of the page.
+            title: Heading of the page; a key of `PAPERS` stands for that paper's.
             pictures: Captions and links, relative to the page.
         """
-        sections = [("", _NOTE + to_html(self._paper_grid()))]
-        if self._tiny_entries():
-            sections.append((_TINY_HEADING, to_html(self._tiny_grid())))
-        if any(entry.protocol for entry in self.entries):
-            sections.append(("How it was measured", to_html(self._protocol_grid())))
-        return to_page(title, sections, pictures)
+        sections = [("", f"<p>{html.escape(_NOTE)}</p>\n{to_html(self._paper_grid())}")]
+        sections += [(heading, to_html(grid)) for heading, grid in self._sections()]
+        return to_page(_heading(title), sections, pictures)
 
     def text(self) -> str:
         """Return what has been measured, one number a line, narrow enough for a terminal."""
         ours = [
-            (entry.row, entry.sampling, _label(metric), *_comparison(entry, metric))
+            (entry.row, entry.sampling, METRICS[metric].label, *_comparison(entry, metric))
             for entry in self.entries
             for metric in entry.ours
         ]
         tiny = [
-            (entry.row, entry.sampling, metric, *_shown(metric, [value]), _baselines(entry, metric))
+            (entry.row, entry.sampling, METRICS[metric].label, *_tiny_numbers(entry, metric))
             for entry in self.entries
-            for metric, value in entry.tiny.items()
+            for metric in entry.tiny
         ]
         blocks = []
         if ours:
@@ -186,30 +172,40 @@ class Table:
             blocks.append(f"{_TINY_HEADING}:\n{to_text(_grid(heads, tiny))}")
         return "\n".join(blocks) or "nobody has run a row of this table yet"
 
+    def _sections(self) -> list[tuple[str, Grid]]:
+        """Return what stands below the paper's table, each grid with its heading."""
+        sections = []
+        if self._tiny_entries():
+            sections.append((_TINY_HEADING, self._tiny_grid()))
+        if any(entry.protocol for entry in self.entries):
+            sections.append((_PROTOCOL_HEADING, self._protocol_grid()))
+        return sections
+
     def _paper_grid(self) -> Grid:
         metrics = self._paper_metrics()
-        heads = [("", "row"), ("", "sampling"), ("", "NFE")]
+        heads = [("", "row"), ("", "sampling"), ("", "params paper (M)"), ("", "NFE")]
         for metric in metrics:
-            heads += [(_label(metric), name) for name in ("paper", "ours", "difference")]
+            heads += [(_head(metric), name) for name in ("paper", "ours", "difference")]
         lines = []
         for entry in self.entries:
             cells = [cell for metric in metrics for cell in _comparison(entry, metric)]
             # A row shrunk to tiny data takes other steps: its NFE would mislead beside the paper's.
-            lines.append((*_names(entry, entry.nfe if entry.ours else None), *cells))
+            nfe = _count(entry.nfe if entry.ours else None)
+            lines.append((entry.row, entry.sampling, f"{entry.params / 1e6:.4g}", nfe, *cells))
         return Grid(tuple(heads), tuple(lines), num_text=2)
 
     def _tiny_grid(self) -> Grid:
         columns = self._tiny_columns()
         heads = [("", "row"), ("", "sampling"), ("", "NFE")]
         for metric, names in columns.items():
-            heads += [(metric, "ours"), *((metric, name.replace("_", " ")) for name in names)]
+            heads += [(_head(metric), name.replace("_", " ")) for name in ("ours", *names)]
         lines = []
         for entry in self._tiny_entries():
-            line = _names(entry, entry.nfe)
+            line = [entry.row, entry.sampling, _count(entry.nfe)]
             for metric, names in columns.items():
-                others = entry.baselines_of(metric)
+                others = entry.baselines.get(metric, {})
                 line += _shown(metric, [entry.tiny.get(metric), *map(others.get, names)])
-            lines.append(line)
+            lines.append(tuple(line))
         return Grid(tuple(heads), tuple(lines), num_text=2)
 
     def _protocol_grid(self) -> Grid:
@@ -229,49 +225,52 @@ class Table:
         return _grid(heads, lines, num_text=6)
 
     def _paper_metrics(self) -> list[str]:
-        """Return each metric once: those of the field in their usual order, then the others."""
-        present = dict.fromkeys(
-            metric for entry in self.entries for metric in (*entry.paper, *entry.ours)
-        )
-        unusual = [metric for metric in present if metric not in _LABELS]
-        return [metric for metric in _LABELS if metric in present] + unusual
+        """Return the metrics that the paper or we have numbers of, in the order of `METRICS`."""
+        present = {metric for entry in self.entries for metric in (*entry.paper, *entry.ours)}
+        return [metric for metric in METRICS if metric in present]
 
     def _tiny_columns(self) -> dict[str, list[str]]:
         """Return the metrics measured on tiny data, and the names of their baselines."""
         columns: dict[str, dict[str, None]] = {}
         for entry in self.entries:
             for metric in entry.tiny:
-                columns.setdefault(metric, {}).update(dict.fromkeys(entry.baselines_of(metric)))
+                names = dict.fromkeys(entry.baselines.get(metric, {}))
+                columns.setdefault(metric, {}).update(names)
         return {metric: list(names) for metric, names in columns.items()}
 
     def _tiny_entries(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.tiny]
 
 
-def _label(metric: str) -> str:
-    return _LABELS.get(metric, metric)
+def _heading(title: str) -> str:
+    return PAPERS.get(title, title)
 
 
-def _names(entry: Entry, nfe: int | None) -> tuple[str, ...]:
-    return entry.row, entry.sampling, "" if nfe is None else str(nfe)
+def _head(metric: str) -> str:
+    return f"{METRICS[metric].label} {_ARROWS[METRICS[metric].better]}"
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else str(number)
 
 
 def _shown(metric: str, values: Iterable[float | None]) -> tuple[str, ...]:
     """Return numbers with the metric's usual digits, and nothing for what is not known."""
-    form = _DECIMALS.get(metric, ".4g")
-    return tuple("" if value is None else format(value, form) for value in values)
+    digits = METRICS[metric].digits
+    return tuple("" if value is None else format(value, digits) for value in values)
 
 
 def _comparison(entry: Entry, metric: str) -> tuple[str, str, str]:
     paper, ours, difference = entry.compared(metric)
-    shown, signed = _shown(metric, [paper, ours]), "+" + _DECIMALS.get(metric, ".4g")
+    shown, signed = _shown(metric, [paper, ours]), "+" + METRICS[metric].digits
     return shown[0], shown[1], "" if difference is None else format(difference, signed)
 
 
-def _baselines(entry: Entry, metric: str) -> str:
-    others = entry.baselines_of(metric)
-    numbers = zip(others, _shown(metric, others.values()), strict=True)
-    return ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in numbers)
+def _tiny_numbers(entry: Entry, metric: str) -> tuple[str, str]:
+    others = entry.baselines.get(metric, {})
+    ours, *numbers = _shown(metric, [entry.tiny[metric], *others.values()])
+    pairs = zip(others, numbers, strict=True)
+    return ours, ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in pairs)
 
 
 def _grid(heads: Sequence[str], lines: Sequence[tuple[str, ...]], num_text: int = 3) -> Grid:

@@ -18,7 +18,7 @@ from selfdistill.data.shards import Shards, ShardWriter, finalize, missing_shard
 from selfdistill.distributed import World, launch
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.draws import Draws
-from selfdistill.files import fingerprint, job_directory, source_fingerprint, write_json
+from selfdistill.files import fingerprint, job, source_fingerprint, write_json
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.pipelines.sample.config import SampleConfig
 
@@ -49,49 +49,61 @@ def generate_samples(
     """Start the ranks on the missing shards, then write the manifest."""
     settings = config.model_dump(mode="json")
     code = {
-        "source": source_fingerprint("diffusion", "draws.py", "methods", "networks"),
+        "source": source_fingerprint(
+            "diffusion", "draws.py", "methods", "networks", "pipelines/sample/generate.py"
+        ),
         "torch": torch.__version__,
     }
-    directory = job_directory(scratch, fingerprint(settings, checkpoint.about["sha256"], code))
     num_shards = -(-config.num_images // config.shard_size)
-    spec = directory / "spec.json"
-    write_json(spec, {"checkpoint": str(checkpoint.path), "sample": settings})
-    if missing := missing_shards(directory, num_shards):
-        logger.info("Generating %d of %d shards", len(missing), num_shards)
-        launch(run, spec, distributed)
     network = checkpoint.about["network"]
-    return finalize(
-        directory,
-        num_shards=num_shards,
-        shape=(network["resolution"], network["resolution"], 3),
-        dtype="uint8",
-        class_names=class_names,
-        about={
-            "checkpoint": checkpoint.about["sha256"],
-            "nimg": checkpoint.about["nimg"],
-            "sample": settings,
-            "nfe": config.num_steps,
-            "quantisation": QUANTISATION,
-            "code": code,
-        },
-    )
+    decisive = config.model_dump(mode="json", exclude={"batch_size"})
+    with job(scratch, fingerprint(decisive, checkpoint.about["sha256"], code)) as directory:
+        if missing := missing_shards(directory, num_shards):
+            logger.info("Generating %d of %d shards", len(missing), num_shards)
+            spec = directory.with_suffix(".json")
+            paths = {"checkpoint": str(checkpoint.path), "directory": str(directory)}
+            write_json(spec, {**paths, "sample": settings, "shards": missing})
+            launch(run, spec, distributed)
+            spec.unlink()
+        return finalize(
+            directory,
+            num_shards=num_shards,
+            shape=(network["resolution"], network["resolution"], 3),
+            dtype="uint8",
+            class_names=class_names,
+            about={
+                "checkpoint": checkpoint.about["sha256"],
+                "nimg": checkpoint.about["nimg"],
+                "sample": settings,
+                "nfe": config.num_evaluations,
+                "quantisation": QUANTISATION,
+                "code": code,
+            },
+        )
 
 
 def run(spec: Path, world: World) -> None:
     """Generate this rank's share of the missing shards."""
-    job = json.loads(spec.read_text(encoding="utf-8"))
-    checkpoint = Checkpoint.open(Path(job["checkpoint"]))
-    config = SampleConfig.model_validate(job["sample"])
+    values = json.loads(spec.read_text(encoding="utf-8"))
+    directory = Path(values["directory"])
+    config = SampleConfig.model_validate(values["sample"])
+    checkpoint = Checkpoint.open(Path(values["checkpoint"]))
     method = checkpoint.load(world.device)
     network = checkpoint.about["network"]
     shape = (network["resolution"], network["resolution"], 3)
-    missing = missing_shards(spec.parent, -(-config.num_images // config.shard_size))
-    bar = tqdm(desc="sample", unit="img", disable=not world.is_main)
-    for shard in missing[world.rank :: world.size]:
-        stop = min((shard + 1) * config.shard_size, config.num_images)
-        with ShardWriter(spec.parent, shard, shape, "uint8") as writer:
-            for start in range(shard * config.shard_size, stop, config.batch_size):
-                numbers = torch.arange(start, min(start + config.batch_size, stop))
+    mine = [
+        range(shard * config.shard_size, min((shard + 1) * config.shard_size, config.num_images))
+        for shard in values["shards"][world.rank :: world.size]
+    ]
+    bar = tqdm(
+        total=sum(len(numbers) for numbers in mine), desc="sample", unit="img", mininterval=1.0,
+        disable=not world.is_main,
+    )  # fmt: skip
+    for of_shard in mine:
+        shard = of_shard.start // config.shard_size
+        with ShardWriter(directory, shard, shape, "uint8") as writer:
+            for start in of_shard[:: config.batch_size]:
+                numbers = torch.arange(start, min(start + config.batch_size, of_shard.stop))
                 labels = numbers % network["num_classes"]
                 draws = Draws(config.seed, numbers.to(world.device))
                 eps = draws.normal("sample", *method.noise_shape())
@@ -101,4 +113,3 @@ def run(spec: Path, world: World) -> None:
                     writer.append(f"{number:08d}", int(label), np.ascontiguousarray(row))
                 bar.update(len(numbers))
     bar.close()
-    world.barrier()

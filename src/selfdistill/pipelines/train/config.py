@@ -73,3 +73,18 @@ class TrainConfig(Config):
                 f"checkpoint_nimg {self.checkpoint_nimg} is no multiple of log_nimg {self.log_nimg}"
             )
         return self
+
+    def share_of_rank(self, num_ranks: int) -> int:
+        """Return the images of a step that fall to one of `num_ranks` ranks.
+
+        Raises:
+            ValueError: If batch or micro-batch do not divide.
+        """
+        share, rest = divmod(self.batch_size, num_ranks)
+        if rest or not share or share % min(self.micro_batch_size, share):
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide into {num_ranks} ranks with micro-"
+                f"batches of {self.micro_batch_size}: change distributed.num_ranks or the row's "
+                "train.micro_batch_size"
+            )
+        return share

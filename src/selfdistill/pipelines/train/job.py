@@ -14,9 +14,9 @@ from selfdistill.data.shards import Shards
 from selfdistill.distributed import World, launch
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.files import (
+    alone,
     fingerprint,
-    job_directory,
-    publish_directory,
+    job,
     source_fingerprint,
     temporary_name,
     write_json,
@@ -30,7 +30,12 @@ from selfdistill.pipelines.train.loop import CURVES, fit
 
 logger = logging.getLogger(__name__)
 
-_SCIENCE = ("data", "diffusion", "draws.py", "methods", "networks", "pipelines/train")
+_SCIENCE = (
+    "data/loader.py", "data/shards.py", "diffusion", "draws.py", "methods", "networks",
+    "pipelines/train",
+)  # fmt: skip
+# What changes memory or safety, and not the result.
+_MACHINE = {"micro_batch_size", "checkpoint_nimg"}
 
 
 def train_row(
@@ -46,7 +51,16 @@ def train_row(
 
     The job is known by the fingerprint of the row's parameters, its inputs, the code of the
     science packages and torch's version; the machine is not part of it.
+
+    Raises:
+        ValueError: If the features do not fit the network.
     """
+    expected = (2, network.root.num_tokens, network.root.teacher_dim)
+    if features.shape != expected:
+        raise ValueError(
+            f"{features.path} holds features of shape {list(features.shape)}, the network needs "
+            f"{list(expected)}: patch_size and teacher must give one token a patch"
+        )
     configs = {
         "network": network.model_dump(mode="json"),
         "method": method.model_dump(mode="json"),
@@ -54,54 +68,61 @@ def train_row(
     }
     inputs = {"images": images.fingerprint, "features": features.fingerprint}
     code = {"source": source_fingerprint(*_SCIENCE), "torch": torch.__version__}
-    job = fingerprint(configs, inputs, code)
-    directory = job_directory(scratch, job)
-    if not (directory / "finished").is_dir():
-        spec = directory / "spec.json"
-        write_json(
-            spec,
-            {
-                **configs,
-                "images": str(images.path),
-                "features": str(features.path),
-                "about": {"fingerprint": job, "inputs": inputs, "code": code, **_git_state()},
-            },
-        )
-        launch(run, spec, distributed)
-    return Checkpoint.open(directory / "finished")
+    decisive = {**configs, "train": train.model_dump(mode="json", exclude=_MACHINE)}
+    name = fingerprint(decisive, inputs, code)
+    with job(scratch, name) as directory:
+        finished = _finished(directory)
+        if finished.is_dir():
+            logger.info("Found the finished training %s", finished)
+        else:
+            spec = directory.with_suffix(".json")
+            paths = {"images": images.path, "features": features.path, "directory": directory}
+            about = {"fingerprint": name, "inputs": inputs, "code": code, **_git_state()}
+            write_json(
+                spec,
+                {**configs, **{key: str(path) for key, path in paths.items()}, "about": about},
+            )
+            launch(run, spec, distributed)
+            spec.unlink()
+        shutil.rmtree(directory)
+        return Checkpoint.open(finished)
 
 
 def run(spec: Path, world: World) -> None:
     """Train on this rank, and let rank 0 write the finished checkpoint."""
-    job: dict[str, Any] = json.loads(spec.read_text(encoding="utf-8"))
-    directory = spec.parent
-    network = NetworkConfig.model_validate(job["network"])
-    method_config = MethodConfig.model_validate(job["method"])
-    config = TrainConfig.model_validate(job["train"])
+    values: dict[str, Any] = json.loads(spec.read_text(encoding="utf-8"))
+    directory = Path(values["directory"])
+    network = NetworkConfig.model_validate(values["network"])
+    method_config = MethodConfig.model_validate(values["method"])
+    config = TrainConfig.model_validate(values["train"])
     torch.manual_seed(config.seed)
     method = build_method(network, method_config).to(world.device)
     loader = Loader(
-        images=Shards.open(Path(job["images"])),
-        features=Shards.open(Path(job["features"])),
+        images=Shards.open(Path(values["images"])),
+        features=Shards.open(Path(values["features"])),
         seed=config.seed,
         flip=config.flip,
         device=world.device,
     )
-    nimg = fit(method, loader, config, world, directory)
-    if world.is_main:
-        unfinished = temporary_name(directory / "finished")
-        Checkpoint.write(
-            unfinished,
-            method,
-            network_config=network,
-            method_config=method_config,
-            about={"train": job["train"], "nimg": nimg, **job["about"]},
-        )
-        for file in (CURVES, "speed.jsonl"):
-            shutil.copyfile(directory / file, unfinished / file)
-        publish_directory(unfinished, directory / "finished")
-        (directory / "state.pt").unlink(missing_ok=True)
+    with alone(directory.with_suffix(f".rank{world.rank}")):  # of an orphan of a killed run
+        nimg = fit(method, loader, config, world, directory)
+        if world.is_main:
+            unfinished = temporary_name(_finished(directory))
+            Checkpoint.write(
+                unfinished,
+                method,
+                network_config=network,
+                method_config=method_config,
+                about={"train": values["train"], "nimg": nimg, **values["about"]},
+                curves=directory / CURVES,
+            )
+            unfinished.rename(_finished(directory))
     world.barrier()
+
+
+def _finished(directory: Path) -> Path:
+    """Return where a job's finished checkpoint stands until the catalog fetches it."""
+    return directory.with_suffix(".finished")
 
 
 def _git_state() -> dict[str, Any]:

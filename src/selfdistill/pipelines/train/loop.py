@@ -67,7 +67,9 @@ class State:
 
     def save(self, directory: Path, world: World) -> None:
         """Write the state, whole or not at all; rank 0 writes for everyone."""
-        sums = {name: world.mean(value) for name, value in self.sums.items()}
+        # The sum over all ranks: whoever goes on may be more ranks, or fewer.
+        sums = {name: world.mean(value) * world.size for name, value in self.sums.items()}
+        _check_finite({name: float(value) for name, value in sums.items()}, self.nimg)
         if world.is_main:
             value = {
                 "nimg": self.nimg,
@@ -92,7 +94,8 @@ class State:
         for name, states in value["optimizers"].items():
             for optimizer, state in zip(self.optimizers[name], states, strict=True):
                 optimizer.load_state_dict(state)
-        self.nimg, self.sums = value["nimg"], value["sums"]
+        self.nimg = value["nimg"]
+        self.sums = {name: total / world.size for name, total in value["sums"].items()}
         logger.info("Resumed at %s images", f"{self.nimg:,}")
 
 
@@ -114,7 +117,7 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
         FloatingPointError: If a loss term is not finite; the message names it.
         SystemExit, KeyboardInterrupt: After SIGTERM or SIGINT, with the state saved.
     """
-    share = _share(config, world)
+    share = config.share_of_rank(world.size)
     optimizers = {
         name: build_optimizers(getattr(method, name), config.optimizer) for name in method.turns()
     }
@@ -128,6 +131,7 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
         total=config.total_nimg, initial=state.nimg, desc="train", unit="img", unit_scale=True,
         disable=not world.is_main, mininterval=1.0,
     )  # fmt: skip
+    start = (time.perf_counter(), state.nimg)
     with StopRequest() as stop, bar:
         while state.nimg < config.total_nimg:
             lr = learning_rate(config, state.nimg)
@@ -144,80 +148,89 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
             bar.update(config.batch_size)
 
             if state.nimg % config.log_nimg == 0 or state.nimg >= config.total_nimg:
-                loss = curves.write(state, lr, grad_norm, share)
+                loss = curves.write(state, lr, grad_norm)
                 bar.set_postfix(loss=f"{loss:.4f}")
             stopping = world.any(stop.requested)
             if stopping or state.nimg % config.checkpoint_nimg == 0:
                 state.save(directory, world)
             if stopping:
                 stop.leave(state.nimg)
+    _log_speed(state.nimg - start[1], time.perf_counter() - start[0], world)
     return state.nimg
 
 
 class Curves:
-    """The loss curves, one JSON line an interval, and the speed beside them.
+    """The loss curves, one JSON line an interval: only what is deterministic.
 
-    `curves.jsonl` holds what is deterministic, `speed.jsonl` what is not. Lines past the point
-    where training is taken up again are dropped.
+    Speed and memory are no part of a result: they go to `<job>.speed.jsonl` beside the job.
+
+    Lines past the point where training is taken up again are dropped.
     """
 
     def __init__(self, directory: Path, nimg: int, world: World) -> None:
         self.world = world
-        self._file, self._speed = directory / CURVES, directory / "speed.jsonl"
-        self._since = (time.perf_counter(), nimg)
-        self._last = nimg
-        if world.is_main and self._file.is_file():
-            lines = self._file.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["nimg"] <= nimg]
-            with atomic_path(self._file) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._file = directory / CURVES
+        self._speed = directory.with_suffix(".speed.jsonl")
+        self._then = (time.perf_counter(), nimg)
+        self._last = 0
+        if self._file.is_file():
+            kept = _lines_until(nimg, self._file)
             self._last = json.loads(kept[-1])["nimg"] if kept else 0
-        elif world.is_main:
-            self._last = 0
+            world.barrier()  # all have read before one writes
+            if world.is_main:
+                with atomic_path(self._file) as temporary:
+                    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
-    def write(self, state: State, lr: float, grad_norm: Tensor, share: int) -> float:
+    def write(self, state: State, lr: float, grad_norm: Tensor) -> float:
         """Write a line with the means since the last one; return the mean loss.
 
         Raises:
-            FloatingPointError: If a term or the gradient is not finite.
+            FloatingPointError: If a term or the gradient is not finite; on every rank.
         """
-        names = list(state.sums)
-        sums = self.world.mean(torch.stack([state.sums[name] for name in names])).tolist()
-        state.sums = {}
-        if not self.world.is_main:
-            _check_finite(dict(zip(names, sums, strict=True)), state.nimg)
-            return 0.0
-        count = (state.nimg - self._last) // self.world.size
-        terms = {name: value / count for name, value in zip(names, sums, strict=True)}
-        line = {"nimg": state.nimg, "loss": sum(terms.values()), **terms}
-        line |= {"lr": lr, "grad_norm": float(grad_norm)}
+        count = (state.nimg - self._last) / self.world.size
+        means = self.world.mean(torch.stack(list(state.sums.values())) / count).tolist()
+        terms = dict(zip(state.sums, means, strict=True))
+        line = {"nimg": state.nimg, **terms, "lr": lr, "grad_norm": float(grad_norm)}
         _check_finite(line, state.nimg)
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self._write_speed(state.nimg)
+        line = {"nimg": state.nimg, "loss": sum(terms.values()), **line}
+        if self.world.is_main:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            self._write_speed(state.nimg)
+        state.sums = {}
         self._last = state.nimg
         return line["loss"]
 
     def _write_speed(self, nimg: int) -> None:
-        now, (then, before) = time.perf_counter(), self._since
+        now, (then, before) = time.perf_counter(), self._then
         line = {"nimg": nimg, "images_per_second": (nimg - before) / (now - then)}
         if self.world.device.type == "cuda":
             line["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         with self._speed.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        self._since = (now, nimg)
+        self._then = (now, nimg)
 
 
-def _share(config: TrainConfig, world: World) -> int:
-    """Return the images of a step that fall to one rank."""
-    share, rest = divmod(config.batch_size, world.size)
-    micro = min(config.micro_batch_size, share)
-    if rest or share % micro:
-        raise ValueError(
-            f"batch_size {config.batch_size} does not divide into {world.size} ranks with micro "
-            f"batches of {config.micro_batch_size}"
-        )
-    return share
+def _lines_until(nimg: int, file: Path) -> list[str]:
+    """Return a file's lines up to `nimg` images; a line that a crash tore ends it."""
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["nimg"] > nimg:
+                break
+        except json.JSONDecodeError:
+            break
+        kept.append(line)
+    return kept
+
+
+def _log_speed(nimg: int, seconds: float, world: World) -> None:
+    memory = ""
+    if world.device.type == "cuda":
+        memory = f", at most {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB a GPU"
+    if nimg:
+        speed = nimg / seconds
+        logger.info("Trained on %s images, %.1f a second%s", f"{nimg:,}", speed, memory)
 
 
 def _places(

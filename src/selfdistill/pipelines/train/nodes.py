@@ -49,4 +49,4 @@ def extract_curves(checkpoint: Checkpoint) -> Path:
     Args:
         checkpoint: A finished checkpoint.
     """
-    return checkpoint.path / "curves.jsonl"
+    return checkpoint.curves

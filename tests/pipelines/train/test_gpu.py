@@ -1,0 +1,54 @@
+"""What only a CUDA device can show."""
+
+import json
+
+import pytest
+import torch
+
+from selfdistill.distributed_config import DistributedConfig
+from selfdistill.methods.registry import build_method
+from selfdistill.pipelines.train.job import train_row
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def test_two_bf16_trainings_give_the_same_bytes(
+    images, features, network, method, train_config, tmp_path
+):
+    config = train_config.model_copy(update={"precision": "bf16"})
+    machine = DistributedConfig(device="cuda", num_ranks=1)
+    one, two = (
+        train_row(images, features, network, method, config, machine, tmp_path / name)
+        for name in ("one", "two")
+    )
+    for file in ("weights.safetensors", "curves.jsonl"):
+        assert (one.path / file).read_bytes() == (two.path / file).read_bytes()
+
+
+def test_bf16_follows_the_cpus_float32(
+    images, features, network, method, train_config, one_rank, tmp_path
+):
+    gpu = DistributedConfig(device="cuda", num_ranks=1)
+    config = train_config.model_copy(update={"precision": "bf16"})
+    curves = [
+        [json.loads(line)["loss"] for line in c.curves.read_text().splitlines()]
+        for c in (
+            train_row(images, features, network, method, config, machine, tmp_path / str(number))
+            for number, machine in enumerate((one_rank, gpu))
+        )
+    ]
+    assert curves[0] == pytest.approx(curves[1], rel=0.02)
+
+
+def test_latents_pixels_and_logits_keep_float32_under_autocast(network, method):
+    vit = build_method(network, method).network.cuda()
+    x = torch.randn(2, 3, 16, 16, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        z = vit.encode(x)
+        h, _ = vit.denoise(z)
+        t, labels = torch.rand(2, device="cuda"), torch.zeros(2, dtype=torch.int64, device="cuda")
+        outputs = (z, vit.predict_z0(h, t, labels), vit.predict_velocity(h, t, labels))
+        assert all(y.dtype == torch.float32 for y in (*outputs, vit.decode(h), vit.classify(z)))

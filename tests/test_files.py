@@ -1,0 +1,145 @@
+import errno
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from selfdistill import files
+from selfdistill.files import atomic_path, job, publish_directory, source_fingerprint
+
+
+def tree(root: Path) -> dict[str, str]:
+    """Every file below `root`, hidden ones too, and its text."""
+    return {
+        file.relative_to(root).as_posix(): file.read_text()
+        for file in root.rglob("*")
+        if file.is_file()
+    }
+
+
+def write_tree(root: Path, texts: dict[str, str]) -> Path:
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def fail_while_writing(path: Path) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError("stop")
+
+
+def test_failed_write_leaves_the_old_content_whole_and_nothing_else(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_while_writing(tmp_path / "file")
+    assert tree(tmp_path) == {"file": "old"}
+
+
+def test_failed_first_write_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_while_writing(tmp_path / "file")
+    assert tree(tmp_path) == {}
+
+
+def test_file_appears_under_its_name_only_when_it_is_complete(tmp_path):
+    path = tmp_path / "folder" / "file"
+    with atomic_path(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+    assert tree(tmp_path) == {"folder/file": "new"}
+
+
+@pytest.fixture(params=["same file system", "other file system"])
+def source(request, tmp_path, monkeypatch) -> Path:
+    """A finished directory; its file system may be one from which no rename leads out."""
+    source = write_tree(tmp_path / "scratch" / "made", {"a": "new a", "below/b": "new b"})
+    if request.param == "other file system":
+        rename, stat = Path.rename, Path.stat
+
+        def refuse(self: Path, target: Path) -> Path:
+            if self == source:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(self), None, str(target))
+            return rename(self, target)
+
+        def elsewhere(self: Path, **options: bool) -> os.stat_result:
+            found = stat(self, **options)
+            if self != source:
+                return found
+            return os.stat_result([*found[:2], found.st_dev + 1, *found[3:]])
+
+        monkeypatch.setattr(Path, "rename", refuse)
+        monkeypatch.setattr(Path, "stat", elsewhere)
+    return source
+
+
+def test_published_directory_moves_to_its_place(source, tmp_path):
+    publish_directory(source, tmp_path / "out" / "set")
+    assert tree(tmp_path) == {"out/set/a": "new a", "out/set/below/b": "new b"}
+    assert not source.exists()
+
+
+def test_published_directory_replaces_the_old_one_whole(source, tmp_path):
+    write_tree(tmp_path / "set", {"a": "old a", "c": "old c"})
+    publish_directory(source, tmp_path / "set")
+    assert tree(tmp_path) == {"set/a": "new a", "set/below/b": "new b"}
+
+
+def test_directory_published_where_it_lies_stays(tmp_path):
+    here = write_tree(tmp_path / "set", {"a": "text"})
+    publish_directory(here, tmp_path / "other" / ".." / "set")
+    assert tree(tmp_path) == {"set/a": "text"}
+
+
+def test_source_fingerprint_changes_with_the_text_and_the_names_of_its_sources_alone(
+    tmp_path, monkeypatch
+):
+    package = write_tree(tmp_path / "package", {"a/x.py": "1", "b.py": "2", "c.py": "3"})
+    monkeypatch.setattr(files, "__file__", str(package / "files.py"))
+
+    def now() -> str:
+        return source_fingerprint("a", "b.py")
+
+    before = now()
+    write_tree(package, {"c.py": "4", "a/notes.txt": "5"})
+    assert now() == before
+    seen = {before}
+    for name, text in [("a/x.py", "10"), ("b.py", "20"), ("a/y.py", "")]:
+        write_tree(package, {name: text})
+        seen.add(now())
+    (package / "a" / "y.py").rename(package / "a" / "z.py")
+    seen.add(now())
+    assert len(seen) == 5
+
+
+def test_job_goes_on_in_its_own_directory_and_says_so(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    with job(tmp_path / "scratch", "one") as directory:
+        (directory / "done").write_text("half")
+    assert caplog.text == ""
+    with job(tmp_path / "scratch", "one") as directory:
+        assert tree(directory) == {"done": "half"}
+    assert "Going on with the unfinished job" in caplog.text
+
+
+def test_other_job_starts_anew_beside_the_unfinished_one_and_names_it(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    with job(tmp_path, "one") as directory:
+        (directory / "done").write_text("half")
+    with job(tmp_path, "two") as directory:
+        assert tree(directory) == {}
+    assert "Starting anew" in caplog.text
+    assert "unfinished one beside it" in caplog.text
+
+
+def test_two_jobs_never_share_a_scratch_folder(tmp_path):
+    with (
+        job(tmp_path, "one"),
+        pytest.raises(ValueError, match="another run is at work"),
+        job(tmp_path, "one"),
+    ):
+        pass
+    with job(tmp_path, "two") as directory:
+        assert directory == tmp_path / "two"

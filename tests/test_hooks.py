@@ -1,0 +1,55 @@
+"""A run that could only fail hours later does not start."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from kedro.config import OmegaConfigLoader
+from kedro.pipeline import Pipeline
+
+from selfdistill.hooks import PreflightHooks
+from selfdistill.pipelines import features, train
+from selfdistill.settings import CONFIG_LOADER_ARGS
+
+
+@pytest.fixture
+def preflight(project):
+    parameters = OmegaConfigLoader(str(project / "conf"), env="tiny", **CONFIG_LOADER_ARGS)[
+        "parameters"
+    ]
+
+    def preflight(pipeline, namespace, **changes):
+        hooks = PreflightHooks()
+        hooks.after_context_created(SimpleNamespace(params=parameters | changes))
+        hooks.before_pipeline_run(Pipeline(pipeline, namespace=namespace))
+
+    return preflight
+
+
+def test_a_run_that_can_succeed_starts(preflight):
+    preflight(train.create_pipeline(), "dsd_s")
+    preflight(features.create_pipeline(), "digits_32")
+
+
+def test_ranks_that_do_not_divide_the_batch_stop_the_run(preflight):
+    with pytest.raises(ValueError, match="does not divide into 7 ranks"):
+        preflight(train.create_pipeline(), "dsd_s", distributed={"device": "cpu", "num_ranks": 7})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_absent_device_stops_the_run(preflight):
+    with pytest.raises(ValueError, match="torch sees no GPU"):
+        preflight(train.create_pipeline(), "dsd_s", distributed={"device": "cuda"})
+
+
+def test_absent_teacher_weights_stop_the_run(preflight, project):
+    teacher = {
+        "architecture": "vit_small_patch16_dinov3", "weights": "nowhere.safetensors",
+        "patch_size": 8, "dim": 64, "batch_size": 8,
+    }  # fmt: skip
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
+        preflight(
+            features.create_pipeline(), "digits_32", teachers={
+                "random_dinov3_tiny": teacher, "dinov3_vitb16": {**teacher, "dim": 768},
+            },
+        )  # fmt: skip

@@ -1,0 +1,40 @@
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from selfdistill.worker import resolve
+
+
+def test_only_entry_points_of_stages_are_run():
+    target = "selfdistill.pipelines.train.job:run"
+    assert resolve(target) == ("selfdistill.pipelines.train.job", "run")
+    for other in ("os:system", "selfdistill.files:write_json", "selfdistill.pipelines.trainer:run"):
+        with pytest.raises(ValueError, match="is no entry point"):
+            resolve(other)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the Linux kernel")
+def test_a_rank_ends_with_its_parent():
+    """The middle process starts a rank and is killed; the rank gets SIGTERM from the kernel."""
+    rank = (
+        "import os, signal, sys, time; from selfdistill.distributed import die_with_parent;"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('told', flush=True), os._exit(0)));"
+        "die_with_parent(int(sys.argv[1])); print('ready', flush=True); time.sleep(60)"
+    )
+    middle = (
+        "import os, subprocess, sys, time;"
+        f"subprocess.Popen([sys.executable, '-c', {rank!r}, str(os.getpid())]); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", middle], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGKILL)
+    assert process.stdout.readline() == "told\n"
+    process.wait()
+
+
+def test_a_rank_whose_parent_is_already_gone_ends_at_once():
+    program = "from selfdistill.distributed import die_with_parent; die_with_parent(1 << 22)"
+    done = subprocess.run([sys.executable, "-c", program], check=False)
+    assert done.returncode == -signal.SIGTERM
