@@ -14,7 +14,7 @@ demo: setup  ## Run row dsd_b on embedded digits, from images to table, on a CPU
 	@echo "Table and pictures:" && find data/tiny/08_reporting -type f | sort
 
 test: lint  ## Check everything that needs neither a GPU nor patience
-	$(BIN)/pytest -m "not gpu and not slow"
+	$(BIN)/pytest -n auto -m "not gpu and not slow"
 
 lint: setup  ## Check style, types and architecture
 	$(BIN)/ruff check

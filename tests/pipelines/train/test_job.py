@@ -89,7 +89,7 @@ def test_sigterm_saves_the_state_at_the_very_step(run, tmp_path, monkeypatch):
 
 
 def test_a_killed_process_goes_on_to_the_same_bytes(
-    run, images, features, network, method, train_config, tmp_path
+    images, features, network, method, train_config, tmp_path
 ):
     """SIGKILL, which nobody can catch, at some moment of a training in a process of its own."""
     long = {"total_nimg": 1_600, "checkpoint_nimg": 16}
@@ -124,7 +124,11 @@ def test_a_killed_process_goes_on_to_the_same_bytes(
         )
         """
     )
-    process = subprocess.Popen([sys.executable, "-c", program, str(spec), str(tmp_path / "broken")])
+
+    def command(scratch):
+        return [sys.executable, "-c", program, str(spec), str(tmp_path / scratch)]
+
+    process = subprocess.Popen(command("broken"))
     deadline = time.monotonic() + 120
     while not list((tmp_path / "broken").glob("*/state.pt")):
         assert process.poll() is None
@@ -135,7 +139,11 @@ def test_a_killed_process_goes_on_to_the_same_bytes(
     (directory,) = folders(tmp_path / "broken")
     saved = torch.load(directory / "state.pt", weights_only=True)["nimg"]
     assert 0 < saved < 1_600
-    assert content(run(tmp_path / "broken", **long)) == content(run(tmp_path / "whole", **long))
+    checkpoints = []
+    for scratch in ("broken", "whole"):
+        subprocess.run(command(scratch), check=True)
+        checkpoints += [Checkpoint.open(path) for path in folders(tmp_path / scratch)]
+    assert content(checkpoints[0]) == content(checkpoints[1])
 
 
 def test_two_ranks_train_to_the_weights_of_one(run, tmp_path):
@@ -216,13 +224,15 @@ def test_a_loss_that_is_not_finite_stops_and_is_named(run, tmp_path, monkeypatch
         run(tmp_path, log_nimg=8)
 
 
-def test_training_lowers_the_loss(run, train_config, tmp_path):
+def test_training_learns_pixels_features_and_labels(run, train_config, tmp_path):
     fast = train_config.optimizer.model_copy(update={"lr": 1.0e-2})
     length = {"total_nimg": 1_600, "log_nimg": 160, "checkpoint_nimg": 1_600}
     checkpoint = run(tmp_path, optimizer=fast, **length)
     lines = (checkpoint.path / "curves.jsonl").read_text().splitlines()
     first, last = json.loads(lines[0]), json.loads(lines[-1])
-    assert last["loss"] < 0.8 * first["loss"]
+    # Not the whole loss: what the latents are distilled into moves with them.
+    for term in ("reconstruction", "alignment", "classification"):
+        assert last[f"network/{term}"] < 0.97 * first[f"network/{term}"], term
     assert set(last) == {
         "nimg", "loss", "lr", "grad_norm", "network/distillation", "network/velocity",
         "network/reconstruction", "network/alignment", "network/classification",
