@@ -89,7 +89,11 @@ class Loader:
         )
 
     def stream(self, places: Iterator[Sequence[int] | np.ndarray]) -> Iterator[Batch]:
-        """Yield the batches at `places`, reading one ahead in a thread."""
+        """Yield the batches at `places`; beside a GPU, reading one ahead in a thread."""
+        if self.device.type == "cpu":  # a second thread would fight the first for the cores
+            for positions in places:
+                yield self.load(np.asarray(positions))
+            return
         with ThreadPoolExecutor(1) as ahead:
             pending = None
             for positions in places:
