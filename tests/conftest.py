@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def write_set(directory: Path, rows: np.ndarray, shard_size: int = 16, **about: 
         class_names=[f"class_{label}" for label in range(NUM_CLASSES)],
         about=about,
     )
+
+
+@pytest.fixture(scope="session")
+def shard_set() -> Callable[..., Shards]:
+    """Write images (N, H, W, 3) into a directory as a shard set."""
+    return write_set
 
 
 @pytest.fixture(scope="session")
@@ -146,3 +153,35 @@ def _overlaid(below: Any, above: Any) -> Any:
 def conf(tmp_path: Path) -> Conf:
     """A copy of the configuration whose tiny data lie under `tmp_path`."""
     return Conf(tmp_path / "conf", tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights for Inception-v3 under which activations stay tame through all the layers."""
+    from selfdistill.networks.inception import InceptionV3
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = InceptionV3()
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+                torch.nn.init.normal_(module.bias, 0, 0.1)
+    file = tmp_path_factory.mktemp("weights") / "random.pth"
+    torch.save(network.state_dict(), file)
+    return file
+
+
+@pytest.fixture
+def inception_file(random_inception: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Those weights, accepted as if they defined FID."""
+    from selfdistill.files import sha256_of
+    from selfdistill.metrics.definitions import DEFINITIONS, Definition, Weights
+
+    known = Weights("inception_2015", {random_inception.name: sha256_of(random_inception)})
+    resize = DEFINITIONS["inception_2015"].resize
+    monkeypatch.setitem(DEFINITIONS, "inception_2015", Definition(known, resize))
+    return random_inception

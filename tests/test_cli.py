@@ -54,8 +54,13 @@ def test_an_unknown_row_is_named(refused):
     refused("--env=tiny", "--pipelines=dsd_x", message="Failed to find the pipeline named 'dsd_x'")
 
 
-def test_an_extractor_that_is_not_built_yet_stops_the_run_at_once(refused):
-    refused("--pipelines=dsd_b", message="inception_2015")
+def test_weights_that_cannot_be_fetched_stop_the_run_at_once(conf, refused, tmp_path):
+    """Before a week of training, not after it; the message says what to put where."""
+    file = tmp_path / "assets" / "reference.npz"
+    nowhere = {"url": "http://127.0.0.1:9/reference.npz", "filepath": str(file)}
+    conf.change("base/catalog.yml", {"references.adm_imagenet_256": nowhere})
+    refused("--pipelines=dsd_b", message=str(file))
+    refused("--pipelines=dsd_b", message="http://127.0.0.1:9/reference.npz")
 
 
 def test_a_missing_image_folder_is_named(conf, refused, tmp_path):
@@ -107,4 +112,7 @@ def test_a_defect_keeps_its_traceback_whatever_its_kind():
         patch.setattr(cli.kedro_run, "callback", mistaken)
         result = CliRunner().invoke(cli.cli, ["run"])
         assert isinstance(result.exception, SystemExit)
-        assert "conf: parameters distributed, evaluation, teachers are missing" in result.output
+        assert (
+            "conf: parameters compare, distributed, evaluation, teachers are missing"
+            in result.output
+        )

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from kedro.config import OmegaConfigLoader
+from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 
 from selfdistill.hooks import PreflightHooks
-from selfdistill.pipelines import features, train
+from selfdistill.io.asset import AssetDataset
+from selfdistill.pipelines import evaluate, features, train
 from selfdistill.settings import CONFIG_LOADER_ARGS
 
 
@@ -18,10 +20,10 @@ def preflight(project):
         "parameters"
     ]
 
-    def preflight(pipeline, namespace, **changes):
+    def preflight(pipeline, namespace, catalog=None, **changes):
         hooks = PreflightHooks()
         hooks.after_context_created(SimpleNamespace(params=parameters | changes))
-        hooks.before_pipeline_run(Pipeline(pipeline, namespace=namespace))
+        hooks.before_pipeline_run(Pipeline(pipeline, namespace=namespace), catalog or DataCatalog())
 
     return preflight
 
@@ -53,3 +55,14 @@ def test_absent_teacher_weights_stop_the_run(preflight, project):
                 "random_dinov3_tiny": teacher, "dinov3_vitb16": {**teacher, "dim": 768},
             },
         )  # fmt: skip
+
+
+def test_weights_that_are_not_what_they_should_be_stop_the_run(preflight, tmp_path):
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"half a download")
+    entry = AssetDataset(url=None, filepath=str(file), sha256="0" * 64)
+    stage = evaluate.create_pipeline(["inception_2015"])
+    shared = {"weights.inception_2015": "weights.inception_2015"}
+    catalog = DataCatalog({"weights.inception_2015": entry})
+    with pytest.raises(DatasetError, match=r"weights\.pth"):
+        preflight(Pipeline(stage, namespace="dsd_s.plain", inputs=shared), None, catalog)

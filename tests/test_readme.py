@@ -14,7 +14,7 @@ def test_the_readmes_table_is_the_report_of_the_configured_rows(project):
     parameters = loader["parameters"]
     inputs = {}
     for name, row in ProjectConfig.from_parameters(parameters).rows.items():
-        inputs[f"params:{name}.paper"] = parameters[name]["paper"]
+        inputs |= {f"params:{name}.{key}": parameters[name][key] for key in ("paper", "data")}
         inputs |= {f"{name}.{sampling}.metrics": None for sampling in row.samplings}
     text = (project / "README.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- table dsd -->\n(.*?)<!-- end -->", text, re.DOTALL)

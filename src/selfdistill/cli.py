@@ -17,7 +17,8 @@ import selfdistill
 # its message ...
 _KINDS = (ValueError, FileNotFoundError, FloatingPointError, DatasetError, ParameterValidationError)
 # ... raised on purpose, by one of these packages. Whatever comes from elsewhere is a defect.
-_SPEAKERS = (Path(selfdistill.__file__).parent, Path(kedro.__file__).parent)
+_OURS = Path(selfdistill.__file__).parent
+_SPEAKERS = (_OURS, Path(kedro.__file__).parent)
 
 
 @click.group(name="selfdistill")
@@ -26,16 +27,20 @@ def cli() -> None:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """Return the original error: Kedro wraps what its entries raise."""
-    while isinstance(error, DatasetError) and error.__cause__ is not None:
+    """Return our own error, or the original one: Kedro wraps what its entries raise."""
+    while isinstance(error, DatasetError) and error.__cause__ and not _raised_by(error, _OURS):
         error = error.__cause__
     return error
 
 
+def _raised_by(error: BaseException, package: Path) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return Path(frames[-1].filename).is_relative_to(package)
+
+
 def _is_mistake(error: BaseException) -> bool:
     """Tell a user's mistake from a defect by who raised the error."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return any(Path(frames[-1].filename).is_relative_to(speaker) for speaker in _SPEAKERS)
+    return any(_raised_by(error, speaker) for speaker in _SPEAKERS)
 
 
 @functools.wraps(kedro_run.callback)  # type: ignore[arg-type]

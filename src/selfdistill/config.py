@@ -9,12 +9,12 @@ from selfdistill.base_config import Config
 from selfdistill.data.config import PreprocessConfig
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.methods.config import MethodConfig
-from selfdistill.metrics.config import AdmMetric, EvaluationConfig
+from selfdistill.metrics.config import CompareConfig, EvaluationConfig, PublishedMetric
 from selfdistill.networks.config import NetworkConfig, TeacherConfig
 from selfdistill.pipelines.sample.config import SampleConfig
 from selfdistill.pipelines.train.config import TrainConfig
 
-_SETTINGS = ("distributed", "evaluation", "teachers")
+_SETTINGS = ("compare", "distributed", "evaluation", "teachers")
 
 
 class DatasetConfig(Config):
@@ -24,12 +24,15 @@ class DatasetConfig(Config):
         raw: Name of the raw images, catalog entry `raw.<name>`.
         generate: Embedded images that a node writes there first.
         teacher: Key of `teachers.yml`.
+        reference: Name of a published reference file, catalog entry `references.<name>`, which is
+            what the papers' numbers are measured against; None: the images themselves.
         preprocess: Parameters of the preprocess stage.
     """
 
     raw: str
     generate: Literal["digits"] | None = None
     teacher: str
+    reference: str | None = None
     preprocess: PreprocessConfig
 
 
@@ -38,11 +41,13 @@ class PaperConfig(Config):
 
     Attributes:
         params: Parameters of the network.
+        data: The dataset of the figures; numbers of a row on other data do not stand beside them.
         samplings: Figures by sampling of the row, then by metric.
     """
 
     params: int
-    samplings: dict[str, dict[AdmMetric, float]]
+    data: str
+    samplings: dict[str, dict[PublishedMetric, float]]
 
 
 class RowConfig(Config):
@@ -82,6 +87,7 @@ class ProjectConfig(Config):
     that starts with an underscore is a YAML anchor; any other key is a row.
     """
 
+    compare: CompareConfig
     distributed: DistributedConfig
     evaluation: EvaluationConfig
     teachers: dict[str, TeacherConfig]

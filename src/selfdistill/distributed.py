@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from selfdistill.distributed_config import DistributedConfig
+from selfdistill.files import write_json
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,29 @@ def num_ranks(config: DistributedConfig) -> int:
     if config.num_ranks != "auto":
         return config.num_ranks
     return torch.cuda.device_count() if pick_device(config.device) == "cuda" else 1
+
+
+def run_job(
+    run: Callable[[Path, World], None],
+    directory: Path,
+    spec: Mapping[str, Any],
+    config: DistributedConfig,
+) -> None:
+    """Write down what a job's ranks have to do, beside its directory, and have it done.
+
+    Args:
+        run: A module-level function of a stage.
+        directory: Where the job keeps its results, as `files.job` gives it.
+        spec: JSON values; paths as strings.
+        config: The machine.
+
+    Raises:
+        ValueError, FileNotFoundError, FloatingPointError, RuntimeError: As `launch` does.
+    """
+    file = directory.with_suffix(".json")
+    write_json(file, {"directory": str(directory), **spec})
+    launch(run, file, config)
+    file.unlink()
 
 
 def launch(run: Callable[[Path, World], None], spec: Path, config: DistributedConfig) -> None:

@@ -5,12 +5,12 @@ import logging
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
+from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from selfdistill.config import ProjectConfig
 from selfdistill.networks.config import TeacherConfig
-from selfdistill.pipelines.evaluate.nodes import describe_reference, evaluate_samples
 from selfdistill.pipelines.features.nodes import cache_features
 from selfdistill.pipelines.train.nodes import train
 
@@ -26,19 +26,21 @@ class PreflightHooks:
         self._config = ProjectConfig.from_parameters(context.params)
 
     @hook_impl
-    def before_pipeline_run(self, pipeline: Pipeline) -> None:
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         """Check what the stages of this run need, before the first of them starts.
 
+        Weights and reference files of the evaluation are fetched now: a training of a week must not
+        end at a download.
+
         Raises:
-            ValueError: If a metric has no extractor, the device is absent, or a batch does not
-                divide among the ranks.
+            ValueError: If the device is absent, or a batch does not divide among the ranks.
             FileNotFoundError: If the weights of a teacher are not where the configuration says.
+            DatasetError: If a file cannot be fetched, or is not the one that it should be.
         """
         functions = {node.func for node in pipeline.nodes}
-        if functions & {describe_reference, evaluate_samples}:
-            from selfdistill.metrics.extractors import check_evaluation
-
-            check_evaluation(self._config.evaluation)
+        for entry in sorted(pipeline.inputs()):
+            if entry.startswith(("weights.", "references.")):
+                catalog.load(entry)
         if cache_features in functions:
             from selfdistill.networks.dinov3 import weights_file
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from kedro.pipeline import Pipeline
 
 from selfdistill.config import DatasetConfig, ProjectConfig, RowConfig
+from selfdistill.metrics.config import EvaluationConfig, needs_of
+from selfdistill.metrics.definitions import weights_of
 from selfdistill.pipelines import evaluate, features, preprocess, report, sample, train
 from selfdistill.settings import CONFIG_LOADER_ARGS, ProjectConfigLoader
 
@@ -20,13 +22,17 @@ def register_pipelines() -> dict[str, Pipeline]:
 
     Returns:
         `<row>`: from raw images to the row's metrics and its paper's tables;
-        `<stage>`: that stage for all rows; `preprocess_<dataset>`; `__default__`: all rows.
+        `<stage>`: that stage for all rows; `preprocess_<dataset>`; `compare`: the metrics of
+        images that a user brings; `__default__`: all rows.
     """
     config = ProjectConfig.from_parameters(_config_loader()["parameters"])
     used = {row.data for row in config.rows.values()}
     stages = {stage: Pipeline([]) for stage in STAGES}
-    datasets = {name: _dataset_stages(name, dataset) for name, dataset in config.datasets.items()}
-    rows = {name: _row_stages(name, row) for name, row in config.rows.items()}
+    weights = _weights(config.evaluation)
+    datasets = {
+        name: _dataset_stages(name, dataset, weights) for name, dataset in config.datasets.items()
+    }
+    rows = {name: _row_stages(name, row, weights) for name, row in config.rows.items()}
     reports = {paper: _report(paper, config.rows) for paper in _papers(config)}
     for parts in [*(datasets[name] for name in sorted(used)), *rows.values()]:
         for stage, part in parts.items():
@@ -41,6 +47,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     }
     pipelines |= stages
     pipelines |= {f"preprocess_{name}": parts["preprocess"] for name, parts in datasets.items()}
+    pipelines["compare"] = evaluate.create_compare_pipeline(_weights(config.compare.evaluation))
     pipelines["__default__"] = sum(stages.values(), Pipeline([]))
     return pipelines
 
@@ -53,7 +60,12 @@ def _config_loader() -> ProjectConfigLoader:
     return ProjectConfigLoader(str(conf), env=os.environ.get("KEDRO_ENV"), **CONFIG_LOADER_ARGS)
 
 
-def _dataset_stages(name: str, dataset: DatasetConfig) -> dict[str, Pipeline]:
+def _weights(evaluation: EvaluationConfig) -> list[str]:
+    return weights_of(needs_of(evaluation.metrics))
+
+
+def _dataset_stages(name: str, dataset: DatasetConfig, weights: list[str]) -> dict[str, Pipeline]:
+    published = {"published": f"references.{dataset.reference}"} if dataset.reference else {}
     raw = {"raw": f"raw.{dataset.raw}"}
     shared = {"params:distributed": "params:distributed"}
     return {
@@ -70,14 +82,19 @@ def _dataset_stages(name: str, dataset: DatasetConfig) -> dict[str, Pipeline]:
             parameters={**shared, "params:teacher": f"params:teachers.{dataset.teacher}"},
         ),
         "evaluate": Pipeline(
-            evaluate.create_reference_pipeline(),
+            evaluate.create_reference_pipeline(weights, published=bool(published)),
             namespace=name,
-            parameters={"params:evaluation": "params:evaluation"},
+            inputs={**published, **_shared_weights(weights)},
+            parameters={**shared, "params:evaluation": "params:evaluation"},
         ),
     }
 
 
-def _row_stages(name: str, row: RowConfig) -> dict[str, Pipeline]:
+def _shared_weights(weights: list[str]) -> dict[str, str]:
+    return {entry: entry for entry in evaluate.weights_inputs(weights).values()}
+
+
+def _row_stages(name: str, row: RowConfig, weights: list[str]) -> dict[str, Pipeline]:
     images, features_, reference = (
         {noun: f"{row.data}.{noun}"} for noun in ("images", "features", "reference")
     )
@@ -106,12 +123,16 @@ def _row_stages(name: str, row: RowConfig) -> dict[str, Pipeline]:
         "evaluate": sum(
             (
                 Pipeline(
-                    evaluate.create_pipeline(),
+                    evaluate.create_pipeline(weights),
                     namespace=namespace,
-                    inputs={**images, **reference},
-                    parameters={"params:evaluation": "params:evaluation"},
+                    inputs={**images, **reference, **_shared_weights(weights)},
+                    parameters={
+                        **shared,
+                        "params:evaluation": "params:evaluation",
+                        "params:repeats": f"params:{name}.samplings.{sampling}.repeats",
+                    },
                 )
-                for namespace in samplings.values()
+                for sampling, namespace in samplings.items()
             ),
             Pipeline([]),
         ),

@@ -1,9 +1,10 @@
 """Training batches as a pure function of the row's seed and the number of images seen."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +12,30 @@ from torch import Tensor
 
 from selfdistill.data.shards import Shards
 from selfdistill.draws import Draws
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+def read_ahead(
+    read: Callable[[Key], Value], keys: Iterable[Key], device: torch.device
+) -> Iterator[Value]:
+    """Yield `read(key)` for each key in order; beside a GPU, one ahead in a thread.
+
+    On a CPU a second thread would fight the first for the cores.
+    """
+    if device.type == "cpu":
+        yield from map(read, keys)
+        return
+    with ThreadPoolExecutor(1) as ahead:
+        pending: Future[Value] | None = None
+        for key in keys:
+            following = ahead.submit(read, key)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
 
 
 @dataclass(frozen=True)
@@ -90,19 +115,7 @@ class Loader:
 
     def stream(self, places: Iterator[Sequence[int] | np.ndarray]) -> Iterator[Batch]:
         """Yield the batches at `places`; beside a GPU, reading one ahead in a thread."""
-        if self.device.type == "cpu":  # a second thread would fight the first for the cores
-            for positions in places:
-                yield self.load(np.asarray(positions))
-            return
-        with ThreadPoolExecutor(1) as ahead:
-            pending = None
-            for positions in places:
-                following = ahead.submit(self.load, np.asarray(positions))
-                if pending is not None:
-                    yield pending.result()
-                pending = following
-            if pending is not None:
-                yield pending.result()
+        return read_ahead(self.load, map(np.asarray, places), self.device)
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:

@@ -190,6 +190,11 @@ class Shards:
         return list(self.header["class_names"])
 
     @property
+    def about(self) -> dict[str, Any]:
+        """Provenance, as it was given to `finalize`."""
+        return dict(self.header["about"])
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits of the shards' sha256 and the header."""
         return fingerprint(self.header)

@@ -17,7 +17,8 @@ _RECORDS_PER_WRITE = 256
 class AdmNpzDataset(AbstractDataset[Shards, None]):
     """Samples as ADM's evaluator reads them: `arr_0` uint8 (N, H, W, 3), `arr_1` labels (N,).
 
-    Written piece by piece: 50,000 images of 256 x 256 are 9.8 GB and never in memory at once.
+    Of samples in several sets (`repeats`) the first. Written piece by piece: 50,000 images of 256 x
+    256 are 9.8 GB and never in memory at once.
 
     Args:
         path: The `.npz` file.
@@ -34,12 +35,13 @@ class AdmNpzDataset(AbstractDataset[Shards, None]):
 
     def save(self, data: Shards) -> None:
         """Write the samples, atomically, without compression."""
+        num = data.about.get("sample", {}).get("num_images", len(data))
         with (
             atomic_path(self._path) as temporary,
             zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
         ):
-            _write_array(archive, "arr_0", (len(data), *data.shape), np.dtype("uint8"), data.read)
-            labels = data.labels
+            _write_array(archive, "arr_0", (num, *data.shape), np.dtype("uint8"), data.read)
+            labels = data.labels[:num]
             _write_array(archive, "arr_1", labels.shape, labels.dtype, labels.__getitem__)
 
     def _exists(self) -> bool:

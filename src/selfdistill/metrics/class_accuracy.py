@@ -9,13 +9,10 @@ accuracy on real images held out. NumPy, scikit-learn and torch are imported in 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from selfdistill.metrics.metric import Measurement
-
 if TYPE_CHECKING:
     import numpy as np
     from sklearn.svm import SVC
 
-    from selfdistill.metrics.subject import Subject
 
 _SIDE = 16
 _HELD_OUT = 0.25
@@ -97,30 +94,3 @@ class RealClassifier:
             "num_held_out": self.num_held_out,
             "split": f"stratified, seed {_SEED}",
         }
-
-
-def measure(subject: "Subject") -> Measurement:
-    """Return the share of samples that a classifier of the real images takes for their class.
-
-    The baseline "real" is the classifier's accuracy on real images held out.
-
-    Raises:
-        ValueError: If a sample has no class.
-    """
-    import numpy as np
-
-    from selfdistill.metrics.subject import batches
-
-    samples, images = subject.samples, subject.images
-    if (samples.labels < 0).any():
-        raise ValueError(f"{samples.path}: class_accuracy needs the class of each sample")
-    real, generated = (
-        np.concatenate([thumbnails(batch) for batch in batches(shards, subject.batch_size)])
-        for shards in (images, samples)
-    )
-    classifier = RealClassifier.fit(real, images.labels)
-    return Measurement(
-        value=classifier.accuracy(generated, samples.labels),
-        baselines={"real": classifier.held_out_accuracy},
-        protocol=classifier.protocol(),
-    )

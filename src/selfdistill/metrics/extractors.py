@@ -1,143 +1,137 @@
-"""Feature extractors by name. torch is imported in use only: checking a config is cheap."""
+"""Feature extractors by name: what turns images into the features that metrics are made of."""
 
-import hashlib
-import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from selfdistill.metrics.config import METRICS, EvaluationConfig
+from selfdistill.metrics.definitions import DEFINITIONS
+from selfdistill.metrics.metric import ExtractorName
+from selfdistill.metrics.tiny import TinyExtractor
+from selfdistill.networks.dinov2 import load_dinov2, resize_pil, resize_torch
+from selfdistill.networks.inception import fold, load_inception
 
-if TYPE_CHECKING:
-    from torch import Tensor
+Profile = Literal["exact", "fast"]
 
 
 class Extractor(Protocol):
-    """Images to features, and what a reader must know to repeat the numbers.
+    """Images to features."""
 
-    Attributes:
-        name: Key in `EXTRACTORS`.
-        weights_sha256: Hex sha256 of the weights.
-        resize: The rule that brings images of any size to the size of the first layer.
-    """
-
-    name: str
-    weights_sha256: str
-    resize: str
-
-    def __call__(self, images: np.ndarray) -> "Tensor":
+    def __call__(self, images: np.ndarray, taps: Collection[str]) -> dict[str, Tensor]:
         """Return the features of a batch.
 
         Args:
             images: uint8, (N, H, W, 3), of any size.
+            taps: Names of the wanted outputs of the network.
 
         Returns:
-            (N, D).
+            By tap (N, D) on the extractor's device.
         """
         ...
 
 
-class TinyExtractor:
-    """A fixed bank of random filters: 64 features, offline, the same numbers on every machine.
+class InceptionExtractor:
+    """Inception-v3 of 2015-12-05, as ADM's evaluator uses it.
 
-    Random convolutions followed by a rectifier and pooling separate images by their texture and
-    strokes although nothing was trained (Jarrett et al., 2009, "What is the best multi-stage
-    architecture for object recognition?"). Enough to rank samples of a tiny dataset against noise;
-    not comparable with any published number.
-
-    The image, averaged to 32 x 32 and scaled to [-1, 1], meets 16 filters of 5 x 5 x 3 at full and
-    at half resolution; each rectified map gives its mean and its standard deviation. All in float64
-    on one CPU thread, so that another machine differs in the last digits at most.
+    Args:
+        weights: A file that `networks.inception.load_inception` reads.
+        profile: "exact" or "fast", batch norm folded and channels last.
+        device: Where it computes; in float32 without TF32, whatever the device's settings are.
     """
 
-    name = "tiny"
-    resize = "adaptive average to 32x32"
-    num_features = 64
+    def __init__(self, weights: Path, profile: Profile, device: torch.device) -> None:
+        network = load_inception(weights)
+        self._network = (fold(network) if profile == "fast" else network).to(device)
+        self._device = device
 
-    def __init__(self) -> None:
-        self._filters, self._bias = _random_filters(num=self.num_features // 4, size=5, seed=2015)
-        weights = self._filters.tobytes() + self._bias.tobytes()
-        self.weights_sha256 = hashlib.sha256(weights).hexdigest()
-
-    def __call__(self, images: np.ndarray) -> "Tensor":
-        """Return the features of a batch.
-
-        Args:
-            images: uint8, (N, H, W, 3), of any size.
-
-        Returns:
-            (N, 64), float64: for each of the two scales 16 means, then 16 standard deviations.
-
-        Raises:
-            ValueError: If the images are not uint8 (N, H, W, 3).
-        """
-        import torch
-
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(
-                f"images must be uint8 (N, H, W, 3), got {images.dtype} {list(images.shape)}"
-            )
-        num_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return self._features(torch.from_numpy(images))
-        finally:
-            torch.set_num_threads(num_threads)
-
-    def _features(self, images: "Tensor") -> "Tensor":
-        import torch
-        from torch.nn import functional
-
-        x = images.permute(0, 3, 1, 2).contiguous().to(torch.float64) / 127.5 - 1
-        x = functional.adaptive_avg_pool2d(x, 32)  # (N, 3, 32, 32)
-        filters, bias = torch.from_numpy(self._filters), torch.from_numpy(self._bias)
-        features = []
-        for scale in (x, functional.avg_pool2d(x, 2)):
-            maps = functional.conv2d(scale, filters, bias).relu().flatten(2)  # (N, 16, L)
-            features += [maps.mean(2), maps.std(2)]
-        return torch.cat(features, 1)  # (N, 64)
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray, taps: Collection[str]) -> dict[str, Tensor]:
+        """Return the taps of `networks.inception.TAPS` that are wanted."""
+        with _full_precision():
+            return self._network(_moved(images, self._device), taps)
 
 
-EXTRACTORS: dict[str, Callable[[], Extractor]] = {"tiny": TinyExtractor}
+class DinoV2Extractor:
+    """DINOv2 ViT-L/14, the extractor of FD-DINOv2 (Stein et al., 2023, arXiv:2306.04675v2).
+
+    Args:
+        weights: A file that `networks.dinov2.load_dinov2` reads.
+        resize: "torch": EDM2's bicubic with antialias in float32; "pil": dgm-eval's, in uint8.
+        device: Where it computes, in float32 without TF32.
+    """
+
+    def __init__(
+        self, weights: Path, resize: Literal["torch", "pil"], device: torch.device
+    ) -> None:
+        self._network = load_dinov2(weights).to(device)
+        self._device, self._resize = device, resize
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray, taps: Collection[str]) -> dict[str, Tensor]:
+        """Return the class token of the last block as "cls", (N, 1024)."""
+        pixels = _moved(images, self._device)
+        resized = resize_pil(pixels) if self._resize == "pil" else resize_torch(pixels)
+        with _full_precision():
+            return {"cls": self._network(resized)}
 
 
-def check_evaluation(config: EvaluationConfig) -> None:
-    """Refuse an evaluation that this version cannot make; call it before any expensive work.
+EXTRACTORS: dict[ExtractorName, Callable[[Path, Profile, torch.device], Extractor]] = {
+    "inception_2015": InceptionExtractor,
+    "dinov2": lambda weights, _, device: DinoV2Extractor(weights, "torch", device),
+    "dinov2_pil": lambda weights, _, device: DinoV2Extractor(weights, "pil", device),
+    "clean": lambda weights, _, device: _clean_fid(weights, "clean", device),
+    "legacy_tensorflow": lambda weights, _, device: _clean_fid(
+        weights, "legacy_tensorflow", device
+    ),
+    "tiny": lambda *_: TinyExtractor(),
+}
+
+
+def build_extractor(
+    name: ExtractorName, weights: Mapping[str, Path], profile: Profile, device: torch.device
+) -> Extractor:
+    """Make an extractor.
+
+    Args:
+        name: Key in `EXTRACTORS`.
+        weights: Files by the names of the weights in `DEFINITIONS`, checked already.
+        profile: Of the networks that have several.
+        device: Where it computes.
 
     Raises:
-        ValueError: If the extractor has no factory in `EXTRACTORS`, or a metric no measure.
+        ValueError: If a file does not hold such a network.
     """
-    if config.extractor not in EXTRACTORS:
+    taken = DEFINITIONS[name].weights
+    return EXTRACTORS[name](weights[taken.name] if taken else Path(), profile, device)
+
+
+def _clean_fid(
+    weights: Path, mode: Literal["clean", "legacy_tensorflow"], device: torch.device
+) -> Extractor:
+    from selfdistill.metrics.clean_fid import CleanFidExtractor  # it brings much along
+
+    return CleanFidExtractor(weights, mode, device)
+
+
+def _moved(images: np.ndarray, device: torch.device) -> Tensor:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(
-            f"extractor {config.extractor!r} is not part of this version yet, so "
-            f"{', '.join(config.metrics)} cannot be measured; available: "
-            f"{', '.join(sorted(EXTRACTORS))}"
+            f"images must be uint8 (N, H, W, 3), got {images.dtype} {list(images.shape)}"
         )
-    if missing := [name for name in config.metrics if METRICS[name].measure is None]:
-        raise ValueError(f"metrics {missing} are not part of this version yet; leave them out")
+    pixels = torch.from_numpy(images)
+    return pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels
 
 
-def build_extractor(config: EvaluationConfig) -> Extractor:
-    """Make the extractor that `config` names.
-
-    Raises:
-        ValueError: If it is not part of this version.
-    """
-    check_evaluation(config)
-    return EXTRACTORS[config.extractor]()
-
-
-def _random_filters(*, num: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return zero-mean filters, (num, 3, size, size), of norm about 10, and biases, (num,).
-
-    They are made of raw PCG64 bits, the one random stream that NumPy promises never to change, and
-    centred with exact sums, so that their sha256 is the same on every machine.
-    """
-    fan_in = 3 * size * size
-    bits = np.random.PCG64(seed).random_raw(num * (fan_in + 1))
-    uniform = (bits >> np.uint64(11)) * 2.0**-53 * 2 - 1  # [-1, 1)
-    filters = uniform[num:].reshape(num, fan_in)
-    means = np.array([math.fsum(filter_) / fan_in for filter_ in filters])
-    filters = (filters - means[:, None]) * 2  # 75 uniform numbers have a norm of about 5
-    return filters.reshape(num, 3, size, size).astype("<f8"), (uniform[:num] * 5).astype("<f8")
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Switch TF32 off inside the block: its ten bits would show in the features."""
+    conv, matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = conv, matmul

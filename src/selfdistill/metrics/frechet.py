@@ -1,4 +1,4 @@
-"""Fréchet distance between Gaussians fitted to features. torch is imported in use only.
+"""Fréchet distance between Gaussians fitted to features. torch and SciPy are imported in use only.
 
 "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", Heusel et al.,
 2017, arXiv:1706.08500v6, Experiments: "Performance Measure".
@@ -6,11 +6,10 @@
 
 from typing import TYPE_CHECKING
 
-from selfdistill.metrics.metric import Measurement
+import numpy as np
 
 if TYPE_CHECKING:
     from selfdistill.metrics.moments import Moments
-    from selfdistill.metrics.subject import Subject
 
 
 def frechet_distance(a: "Moments", b: "Moments") -> float:
@@ -18,9 +17,11 @@ def frechet_distance(a: "Moments", b: "Moments") -> float:
 
     d² = |mu_a - mu_b|² + tr(S_a + S_b - 2 (S_a S_b)^(1/2))    (Eq. 6)
 
-    The matrix S_a S_b is not symmetric, but with a factor S_a = A Aᵀ it has the eigenvalues of the
-    symmetric Aᵀ S_b A, so tr (S_a S_b)^(1/2) = Σ √eig(Aᵀ S_b A). That needs no matrix square root
-    and is right for singular covariances too: eigenvalues that rounding made negative count as 0.
+    No matrix square root is taken. With factors S_a = A Aᵀ and S_b = B Bᵀ, the matrix S_a S_b has
+    the eigenvalues of Aᵀ B Bᵀ A, which are the squared singular values of Aᵀ B; so
+    tr (S_a S_b)^(1/2) = Σ svd(Aᵀ B). Taken from Aᵀ B itself they keep the digits that any form with
+    squares, as eig(Aᵀ S_b A), loses below 1e-8 of the largest: covariances may be singular or
+    nearly so, as those of fewer images than features are.
 
     Args:
         a: Moments of one set of features, D wide.
@@ -30,28 +31,84 @@ def frechet_distance(a: "Moments", b: "Moments") -> float:
         The squared distance, as every FID is; zero up to rounding if the moments are equal.
 
     Raises:
-        ValueError: If the widths differ.
+        ValueError: If the widths differ, a number is not finite, or a covariance is not one.
     """
-    import torch
+    from scipy.linalg import svdvals
+    from scipy.linalg.blas import dtrmm
 
+    (mu_a, sigma_a), (mu_b, sigma_b) = _arrays(a, b)
+    A, B = _factor(sigma_a), _factor(sigma_b)
+    triangular = A.shape == B.shape == sigma_a.shape and not np.triu(A, 1).any()
+    cross = dtrmm(1.0, A, B, lower=1, trans_a=1) if triangular else A.T @ B
+    root_trace = svdvals(cross, overwrite_a=True, check_finite=False).sum() if cross.size else 0.0
+    mean = np.square(mu_a - mu_b).sum()
+    return float(mean + sigma_a.trace() + sigma_b.trace() - 2 * root_trace)
+
+
+def frechet_distance_sqrtm(a: "Moments", b: "Moments") -> float:
+    """Return what published evaluators print: Eq. 6 with SciPy's matrix square root.
+
+    It is slower than `frechet_distance`, and where a covariance is singular less exact: to compare
+    digit by digit, and to measure against. Only its real part is kept; if the root is not finite,
+    1e-6 is added to both diagonals, as ADM's evaluator and its ancestors do.
+
+    Args:
+        a: Moments of one set of features, D wide.
+        b: Moments of the other, D wide.
+
+    Raises:
+        ValueError: If the widths differ, or a number is not finite.
+    """
+    import warnings
+
+    from scipy.linalg import LinAlgWarning, sqrtm
+
+    (mu_a, sigma_a), (mu_b, sigma_b) = _arrays(a, b)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LinAlgWarning)  # of singular products: they are expected
+        root = sqrtm(sigma_a @ sigma_b)
+        if not np.isfinite(root).all():
+            eps = 1e-6 * np.eye(len(mu_a))
+            root = sqrtm((sigma_a + eps) @ (sigma_b + eps))
+    mean = np.square(mu_a - mu_b).sum()
+    return float(mean + sigma_a.trace() + sigma_b.trace() - 2 * root.trace().real)
+
+
+def _arrays(a: "Moments", b: "Moments") -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return means and covariances in float64, the same width and finite."""
     if a.mu.shape != b.mu.shape:
         raise ValueError(f"features differ in width: {len(a.mu)} and {len(b.mu)}")
-    variances, axes = torch.linalg.eigh(a.sigma)
-    A = axes * variances.clamp(min=0).sqrt()  # (D, D)
-    root_trace = torch.linalg.eigvalsh(A.T @ b.sigma @ A).clamp(min=0).sqrt().sum()
-    distance = (a.mu - b.mu).square().sum() + a.sigma.trace() + b.sigma.trace() - 2 * root_trace
-    return float(distance)
+    arrays = [(of.mu.double().cpu().numpy(), of.sigma.double().cpu().numpy()) for of in (a, b)]
+    if not all(np.isfinite(array).all() for pair in arrays for array in pair):
+        raise ValueError("a mean or a covariance holds NaN or infinite values")
+    return arrays
 
 
-def measure(subject: "Subject") -> Measurement:
-    """Compare samples with real images in the features of the subject's extractor.
+def _factor(sigma: np.ndarray) -> np.ndarray:
+    """Return A, (D, rank), with A Aᵀ = `sigma`.
 
-    The baselines are the distances of pure noise ("noise") and of one half of the real images from
-    the other ("real_halves").
+    Cholesky's factor, lower triangular, and if there is none, since `sigma` is singular, the one
+    with pivots, cut at its rank. It is taken of the correlations, so that a feature of small
+    variance is not mistaken for none.
     """
-    return Measurement(
-        value=frechet_distance(subject.moments, subject.reference_moments),
-        baselines={
-            name: float(subject.reference[f"frechet_{name}"]) for name in ("noise", "real_halves")
-        },
-    )
+    from scipy.linalg.lapack import dpotrf, dpstrf
+
+    variances = sigma.diagonal()
+    if (variances < 0).any():
+        raise ValueError(f"a covariance has a negative variance, {variances.min():.3g}")
+    (live,) = variances.nonzero()
+    std = np.sqrt(variances[live])
+    if not live.size:
+        return np.zeros((len(sigma), 0))
+    varied = sigma if len(live) == len(sigma) else sigma[np.ix_(live, live)]
+    correlations = varied / std[:, None] / std
+    L, info = dpotrf(correlations, lower=1, clean=1)
+    if info:
+        pivoted, pivots, rank, _ = dpstrf(correlations, lower=1)
+        L = np.empty((len(live), rank))
+        L[pivots - 1] = np.tril(pivoted[:, :rank])
+    if len(live) == len(sigma):
+        return std[:, None] * L
+    A = np.zeros((len(sigma), L.shape[1]))
+    A[live] = std[:, None] * L
+    return A

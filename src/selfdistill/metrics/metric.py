@@ -2,12 +2,29 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from selfdistill.metrics.subject import Subject
 
-ExtractorName = Literal["inception_2015", "tiny"]
+ExtractorName = Literal[
+    "inception_2015", "dinov2", "dinov2_pil", "clean", "legacy_tensorflow", "tiny"
+]
+
+
+class Need(NamedTuple):
+    """Something that a metric needs to know of a set of images.
+
+    Attributes:
+        extractor: The network whose features it is about.
+        tap: Which of the network's outputs.
+        kind: "moments": mean and covariance; "scores": the Inception Score of class logits;
+            "features": the feature vectors themselves, the only kind that grows with the set.
+    """
+
+    extractor: ExtractorName
+    tap: str
+    kind: Literal["moments", "scores", "features"]
 
 
 @dataclass(frozen=True)
@@ -31,15 +48,20 @@ class Metric:
 
     Attributes:
         label: Its name in a table.
-        extractor: The extractor that defines it: the same formula on other features is another
-            number and has another name.
         better: Which numbers are better.
         digits: Format of its numbers, as the field prints them.
-        measure: Takes the number; None: not part of this version.
+        measure: Takes the number.
+        need: What it needs to know of the samples, and of the real images unless it says
+            otherwise; None: it looks at the pixels. The extractor defines the metric: the same
+            formula on other features is another number and has another name.
+        alone: Whether it needs the samples only.
+        paired: Whether sample i must be the image i, seen by an autoencoder.
     """
 
     label: str
-    extractor: ExtractorName
     better: Literal["lower", "higher"]
     digits: str
-    measure: "Callable[[Subject], Measurement] | None" = None
+    measure: "Callable[[Subject], Measurement]"
+    need: Need | None = None
+    alone: bool = False
+    paired: bool = False

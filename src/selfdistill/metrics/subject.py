@@ -1,118 +1,63 @@
 """Samples and the real images they are measured by; no set of images is held in memory."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
-from selfdistill.data.shards import Shards
-from selfdistill.metrics.extractors import Extractor
-from selfdistill.metrics.frechet import frechet_distance
-from selfdistill.metrics.moments import Moments, RunningMoments
-
-_SEED = 0
-
-
-def describe(images: Shards, extractor: Extractor, batch_size: int) -> dict[str, np.ndarray]:
-    """Return what is known of the real images before there are samples.
-
-    Args:
-        images: Real images, uint8 rows (H, W, 3), four or more.
-        extractor: Images to features.
-        batch_size: Images per call of the extractor.
-
-    Returns:
-        "mu" (D,) and "sigma" (D, D) of the features, in float64, and scalars: "num_images",
-        "fingerprint" of the images, "extractor" and its "weights_sha256", and the Fréchet distances
-        "frechet_noise" (as many images of pure noise) and "frechet_real_halves" (one half of the
-        real images from the other).
-    """
-    order = np.random.default_rng(_SEED).permutation(len(images))
-    halves = [
-        _running(extractor, batches(images, batch_size, np.sort(half)))
-        for half in np.array_split(order, 2)
-    ]
-    between_halves = frechet_distance(halves[0].finish(), halves[1].finish())
-    halves[0].merge(halves[1])
-    real = halves[0].finish()
-    noise = _running(extractor, _noise(len(images), images.shape, batch_size)).finish()
-    return {
-        "mu": real.mu.numpy(),
-        "sigma": real.sigma.numpy(),
-        "num_images": np.array(real.num),
-        "fingerprint": np.array(images.fingerprint),
-        "extractor": np.array(extractor.name),
-        "weights_sha256": np.array(extractor.weights_sha256),
-        "frechet_noise": np.array(frechet_distance(noise, real)),
-        "frechet_real_halves": np.array(between_halves),
-    }
+from selfdistill.data.image_set import ImageSet
+from selfdistill.metrics.measures import Arithmetic
+from selfdistill.metrics.metric import Need
+from selfdistill.metrics.precision_recall import precision_recall
+from selfdistill.metrics.statistics import Statistics
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured, against what, and with what; features are computed once, when needed.
+    """What is measured, and against what.
 
     Attributes:
-        samples: Generated images, uint8 rows (H, W, 3).
-        images: Real images, uint8 rows (H, W, 3).
-        reference: What `describe` made of `images`.
-        extractor: Images to features.
-        batch_size: Images per call of the extractor.
+        sample_set: Generated images.
+        chosen: Which of them are measured.
+        image_set: Real images.
+        samples: Statistics of the chosen samples.
+        reference: Statistics of the real images.
+        noise_and_halves: Baselines of the tiny extractor's distance, by name.
+        batch_size: Images read at once.
     """
 
-    samples: Shards
-    images: Shards
-    reference: dict[str, np.ndarray]
-    extractor: Extractor
-    batch_size: int
+    sample_set: ImageSet
+    chosen: Sequence[int]
+    image_set: ImageSet
+    samples: Statistics
+    reference: Statistics
+    noise_and_halves: Mapping[str, float] = field(default_factory=dict)
+    batch_size: int = 64
+    _manifolds: dict[tuple[Need, Arithmetic], tuple[float, float]] = field(
+        default_factory=dict, repr=False
+    )
 
-    def __post_init__(self) -> None:
-        made_of, made_by = str(self.reference["fingerprint"]), str(self.reference["weights_sha256"])
-        if made_of != self.images.fingerprint or made_by != self.extractor.weights_sha256:
-            raise ValueError(
-                "the reference was made of other images or by another extractor "
-                f"(images {made_of}, weights {made_by[:8]}; expected {self.images.fingerprint}, "
-                f"{self.extractor.weights_sha256[:8]}); run the node describe_reference again"
+    def manifold(self, need: Need, arithmetic: Arithmetic) -> tuple[float, float]:
+        """Return precision and recall; they come together and are computed once."""
+        if (need, arithmetic) not in self._manifolds:
+            self._manifolds[need, arithmetic] = precision_recall(
+                self.reference.features[need], self.samples.features[need], arithmetic=arithmetic
             )
-        if self.samples.shape != self.images.shape:
-            raise ValueError(
-                f"{self.samples.path}: samples are {list(self.samples.shape)}, "
-                f"the real images {list(self.images.shape)}"
-            )
+        return self._manifolds[need, arithmetic]
 
-    @cached_property
-    def moments(self) -> Moments:
-        """Moments of the samples' features."""
-        return _running(self.extractor, batches(self.samples, self.batch_size)).finish()
+    def baselines(self, need: Need) -> dict[str, float]:
+        """Return what to read a Fréchet distance by, where somebody has measured it."""
+        return dict(self.noise_and_halves) if need.extractor == "tiny" else {}
 
-    @cached_property
-    def reference_moments(self) -> Moments:
-        """Moments of the real images' features."""
-        mu, sigma = (torch.from_numpy(self.reference[name]) for name in ("mu", "sigma"))
-        return Moments(mu, sigma, int(self.reference["num_images"]))
+    def sample_batches(self) -> Iterator[np.ndarray]:
+        """Yield the chosen samples, uint8 (n, H, W, 3)."""
+        return _batches(self.sample_set, self.chosen, self.batch_size)
+
+    def image_batches(self) -> Iterator[np.ndarray]:
+        """Yield the real images, uint8 (n, H, W, 3)."""
+        return _batches(self.image_set, range(len(self.image_set)), self.batch_size)
 
 
-def batches(
-    images: Shards, batch_size: int, indices: np.ndarray | None = None
-) -> Iterator[np.ndarray]:
-    """Yield uint8 batches (n, H, W, 3) of the rows at `indices`, of all rows without it."""
-    wanted = np.arange(len(images)) if indices is None else indices
-    for start in range(0, len(wanted), batch_size):
-        yield images.read(wanted[start : start + batch_size])
-
-
-def _noise(num: int, shape: tuple[int, ...], batch_size: int) -> Iterator[np.ndarray]:
-    """Yield what a sampler makes of untouched noise: clip(N(0, 1), -1, 1) as uint8 (n, H, W, 3)."""
-    rng = np.random.default_rng(_SEED)
-    for start in range(0, num, batch_size):
-        eps = rng.standard_normal((min(batch_size, num - start), *shape))
-        yield np.clip(127.5 * np.clip(eps, -1, 1) + 128, 0, 255).astype(np.uint8)
-
-
-def _running(extractor: Extractor, images: Iterable[np.ndarray]) -> RunningMoments:
-    running = RunningMoments()
-    for batch in images:
-        running.update(extractor(batch))
-    return running
+def _batches(images: ImageSet, chosen: Sequence[int], size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(chosen), size):
+        yield images.read(np.asarray(chosen[start : start + size]))

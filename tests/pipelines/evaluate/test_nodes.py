@@ -9,14 +9,17 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 from selfdistill.data.shards import Shards, ShardWriter, finalize
+from selfdistill.distributed_config import DistributedConfig
 from selfdistill.metrics.class_accuracy import thumbnails
 from selfdistill.metrics.config import EvaluationConfig
-from selfdistill.metrics.extractors import TinyExtractor
 from selfdistill.metrics.frechet import frechet_distance
 from selfdistill.metrics.moments import Moments, RunningMoments
+from selfdistill.metrics.tiny import TinyExtractor
 from selfdistill.pipelines.evaluate.nodes import describe_reference, evaluate_samples
 
-CONFIG = EvaluationConfig(extractor="tiny", metrics=("fd_tiny", "class_accuracy"), batch_size=100)
+CONFIG = EvaluationConfig(metrics=("fd_tiny", "class_accuracy"), batch_size=100)
+HERE = DistributedConfig(device="cpu", num_ranks=1)
+TINY = "tiny/filters/moments"
 ABOUT = {"quantisation": "floor(clip(127.5 x + 128, 0, 255))", "nfe": 50}
 
 
@@ -52,28 +55,43 @@ def images(digits, tmp_path_factory) -> Shards:
 
 
 @pytest.fixture(scope="module")
-def reference(images) -> dict[str, Any]:
-    return describe_reference(images, CONFIG)
+def reference(images, tmp_path_factory) -> dict[str, Any]:
+    return describe_reference(images, CONFIG, HERE, tmp_path_factory.mktemp("scratch"))
 
 
 @pytest.fixture
-def sampled(tmp_path, images, reference):
-    """Evaluate pixels as if a network had generated them."""
-
-    def evaluate(pixels: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        samples = shards_of(tmp_path / "samples", pixels, labels, ABOUT)
-        return evaluate_samples(samples, images, reference, CONFIG)
+def evaluated(tmp_path, images, reference):
+    def evaluate(
+        samples: Shards, config: EvaluationConfig = CONFIG, repeats: int = 1
+    ) -> dict[str, Any]:
+        return evaluate_samples(
+            samples, images, reference, config, repeats, HERE, tmp_path / "scratch"
+        )
 
     return evaluate
 
 
-def test_the_reference_holds_the_moments_of_all_images(images, reference):
+@pytest.fixture
+def sampled(tmp_path, evaluated):
+    """Evaluate pixels as if a network had generated them."""
+
+    def evaluate(pixels: np.ndarray, labels: np.ndarray, repeats: int = 1) -> dict[str, Any]:
+        return evaluated(shards_of(tmp_path / "samples", pixels, labels, ABOUT), repeats=repeats)
+
+    return evaluate
+
+
+def moments_of(pixels: np.ndarray) -> Moments:
     running = RunningMoments()
-    running.update(TinyExtractor()(images.read(np.arange(len(images)))))
-    exact = running.finish()
-    np.testing.assert_allclose(reference["mu"], exact.mu, rtol=1e-10)
-    np.testing.assert_allclose(reference["sigma"], exact.sigma, rtol=1e-8, atol=1e-10)
-    assert reference["num_images"] == len(images)
+    running.update(TinyExtractor()(pixels, ("filters",))["filters"])
+    return running.finish()
+
+
+def test_the_reference_holds_the_moments_of_all_images(images, reference):
+    exact = moments_of(images.read(np.arange(len(images))))
+    np.testing.assert_allclose(reference[f"{TINY}/mu"], exact.mu, rtol=1e-10)
+    np.testing.assert_allclose(reference[f"{TINY}/sigma"], exact.sigma, rtol=1e-8, atol=1e-10)
+    assert reference[f"{TINY}/num"] == len(images)
 
 
 def test_the_reference_is_arrays_that_an_npz_holds_without_pickle(reference):
@@ -81,15 +99,16 @@ def test_the_reference_is_arrays_that_an_npz_holds_without_pickle(reference):
     assert all(value.dtype.kind in "fiU" for value in reference.values())
 
 
-def test_the_reference_does_not_depend_on_the_batch_size(images, reference):
-    other = describe_reference(images, CONFIG.model_copy(update={"batch_size": 64}))
-    for name in ("mu", "sigma", "frechet_noise", "frechet_real_halves"):
+def test_the_reference_does_not_depend_on_the_batch_size(images, reference, tmp_path):
+    config = CONFIG.model_copy(update={"batch_size": 64})
+    other = describe_reference(images, config, HERE, tmp_path)
+    for name in (f"{TINY}/mu", f"{TINY}/sigma", "noise", "real_halves"):
         np.testing.assert_allclose(other[name], reference[name], rtol=1e-7, atol=1e-9)
 
 
 def test_real_halves_are_near_and_noise_is_far(reference):
-    assert 0 < reference["frechet_real_halves"] < 0.2
-    assert reference["frechet_noise"] > 500 * reference["frechet_real_halves"]
+    assert 0 < reference["real_halves"] < 0.2
+    assert reference["noise"] > 500 * reference["real_halves"]
 
 
 def test_unseen_real_images_score_far_better_than_noise(sampled, digits):
@@ -103,7 +122,7 @@ def test_unseen_real_images_score_far_better_than_noise(sampled, digits):
 def test_noise_scores_as_its_baseline_and_its_class_is_a_guess(sampled, reference):
     eps = np.random.default_rng(7).standard_normal((300, 16, 16, 3)).clip(-1, 1)
     result = sampled((127.5 * eps + 128).clip(0, 255).astype(np.uint8), np.arange(300) % 10)
-    noise = float(reference["frechet_noise"])
+    noise = float(reference["noise"])
     assert result["metrics"]["fd_tiny"] == pytest.approx(noise, rel=0.02)
     assert result["baselines"]["fd_tiny"]["noise"] == pytest.approx(noise, rel=1e-9)
     assert result["metrics"]["class_accuracy"] < 0.2
@@ -111,10 +130,8 @@ def test_noise_scores_as_its_baseline_and_its_class_is_a_guess(sampled, referenc
 
 def test_the_distance_is_that_of_the_samples_features(sampled, digits, reference):
     pixels, labels = digits
-    running = RunningMoments()
-    running.update(TinyExtractor()(pixels[:50]))
-    real = Moments(torch.from_numpy(reference["mu"]), torch.from_numpy(reference["sigma"]), 0)
-    expected = frechet_distance(running.finish(), real)
+    mu, sigma = (torch.from_numpy(reference[f"{TINY}/{part}"]) for part in ("mu", "sigma"))
+    expected = frechet_distance(moments_of(pixels[:50]), Moments(mu, sigma, 0))
     value = sampled(pixels[:50], labels[:50])["metrics"]["fd_tiny"]
     assert value == pytest.approx(expected, rel=1e-7)
 
@@ -142,28 +159,62 @@ def test_the_result_is_json_and_carries_its_protocol(sampled, digits, images):
     assert result["metrics"].keys() == {"fd_tiny", "class_accuracy"}
     assert result["baselines"].keys() == {"fd_tiny", "class_accuracy"}
     protocol = result["protocol"]
-    assert protocol["extractor"] == "tiny"
-    assert protocol["weights_sha256"] == TinyExtractor().weights_sha256
+    assert protocol["extractors"] == {
+        "tiny": {
+            "weights_sha256": TinyExtractor().weights_sha256,
+            "resize": "adaptive average to 32x32",
+            "profile": "exact",
+        }
+    }
     assert protocol["quantisation"] == ABOUT["quantisation"]
     assert protocol["num_samples"] == 300
     assert protocol["num_reference"] == len(images)
     assert protocol["reference"] == images.fingerprint
+    assert protocol["published_reference"] is None
     assert protocol["samples"] == ABOUT
-    assert protocol["versions"].keys() == {"torch", "numpy", "scikit-learn", "selfdistill"}
+    assert {"torch", "numpy", "scipy", "selfdistill"} <= protocol["versions"].keys()
 
 
-def test_the_same_samples_give_the_same_bytes(sampled, digits, tmp_path, images, reference):
+def test_repeats_are_consecutive_parts_with_mean_and_standard_deviation(sampled, digits):
+    pixels, labels = digits
+    together = sampled(pixels[-300:], labels[-300:], repeats=3)
+    values = together["repeats"]["fd_tiny"]
+    assert len(values) == 3
+    assert together["metrics"]["fd_tiny"] == pytest.approx(np.mean(values), rel=1e-9)
+    assert together["std"]["fd_tiny"] == pytest.approx(np.std(values, ddof=1), rel=1e-8)
+    assert together["protocol"]["num_samples"] == 100
+
+
+def test_a_repeat_is_what_its_part_scores_alone(sampled, evaluated, digits, tmp_path):
+    pixels, labels = digits
+    second = shards_of(tmp_path / "second", pixels[-200:-100], labels[-200:-100], ABOUT)
+    alone = evaluated(second)["metrics"]
+    together = sampled(pixels[-300:], labels[-300:], repeats=3)["repeats"]
+    assert {name: values[1] for name, values in together.items()} == alone
+
+
+def test_samples_that_do_not_divide_into_the_repeats_are_refused(sampled, digits):
+    pixels, labels = digits
+    with pytest.raises(ValueError, match="300 samples do not divide into 7 repeats"):
+        sampled(pixels[-300:], labels[-300:], repeats=7)
+
+
+def test_the_same_samples_give_the_same_bytes(sampled, evaluated, digits, tmp_path):
     pixels, labels = digits
     first = sampled(pixels[-300:], labels[-300:])
-    again = evaluate_samples(Shards.open(tmp_path / "samples"), images, reference, CONFIG)
+    again = evaluated(Shards.open(tmp_path / "samples"))
     assert json.dumps(first) == json.dumps(again)
 
 
-def test_only_the_metrics_asked_for_are_measured(digits, tmp_path, images, reference):
+def test_no_statistics_of_the_samples_are_left_behind(sampled, digits, tmp_path):
+    sampled(digits[0][-300:], digits[1][-300:])
+    assert [path.name for path in (tmp_path / "scratch").iterdir()] == [".lock"]
+
+
+def test_only_the_metrics_asked_for_are_measured(digits, tmp_path, evaluated):
     pixels, labels = digits
     samples = shards_of(tmp_path / "samples", pixels[:50], labels[:50])
-    only = EvaluationConfig(extractor="tiny", metrics=("fd_tiny",))
-    result = evaluate_samples(samples, images, reference, only)
+    result = evaluated(samples, EvaluationConfig(metrics=("fd_tiny",)))
     assert result["metrics"].keys() == {"fd_tiny"}
     assert result["baselines"].keys() == {"fd_tiny"}
     assert result["baselines"]["fd_tiny"].keys() == {"noise", "real_halves"}
@@ -174,24 +225,36 @@ def test_a_reference_of_other_images_is_refused(digits, tmp_path, images, refere
     pixels, labels = digits
     other = shards_of(tmp_path / "other", pixels[:100], labels[:100])
     with pytest.raises(ValueError, match=r"other images.*run the node describe_reference again"):
-        evaluate_samples(images, other, reference, CONFIG)
+        evaluate_samples(images, other, reference, CONFIG, 1, HERE, tmp_path / "scratch")
 
 
-def test_samples_of_another_size_are_refused(tmp_path, images, reference):
+def test_a_reference_that_was_made_for_other_metrics_is_refused(images, evaluated):
+    with pytest.raises(ValueError, match=r"does not know pool_3 of inception_2015, which fid"):
+        evaluated(images, EvaluationConfig(metrics=("fid",)))
+
+
+def test_samples_of_another_size_are_refused(tmp_path, evaluated):
     small = shards_of(tmp_path / "small", np.zeros((9, 8, 8, 3), np.uint8), np.zeros(9))
     with pytest.raises(ValueError, match=r"samples are \[8, 8, 3\], the real images \[16, 16, 3\]"):
-        evaluate_samples(small, images, reference, CONFIG)
+        evaluated(small)
 
 
-def test_samples_without_a_class_are_refused(digits, tmp_path, images, reference):
+def test_samples_without_a_class_are_refused(digits, tmp_path, evaluated):
     unlabelled = shards_of(tmp_path / "samples", digits[0][:9], np.full(9, -1))
     with pytest.raises(ValueError, match="needs the class of each sample"):
-        evaluate_samples(unlabelled, images, reference, CONFIG)
+        evaluated(unlabelled)
 
 
-def test_an_extractor_that_this_version_lacks_is_refused_at_once(images, reference):
-    config = EvaluationConfig(extractor="inception_2015", metrics=("fid",))
-    with pytest.raises(ValueError, match="'inception_2015' is not part of this version yet"):
-        describe_reference(images, config)
-    with pytest.raises(ValueError, match="'inception_2015' is not part of this version yet"):
-        evaluate_samples(images, images, reference, config)
+def test_reconstructions_are_compared_with_their_own_images(images, evaluated, tmp_path):
+    pixels = images.read(np.arange(len(images)))
+    damaged = shards_of(tmp_path / "r", pixels // 2 * 2, images.labels)  # half of it is 1 off
+    off = 1 - (pixels == pixels // 2 * 2).mean(axis=(1, 2, 3))
+    expected = (10 * np.log10(255**2 / off)).mean()
+    result = evaluated(damaged, EvaluationConfig(metrics=("psnr",)))
+    assert result["metrics"]["psnr"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_fewer_reconstructions_than_images_are_refused(images, evaluated, digits, tmp_path):
+    some = shards_of(tmp_path / "some", digits[0][:9], digits[1][:9])
+    with pytest.raises(ValueError, match="psnr need one sample for each image"):
+        evaluated(some, EvaluationConfig(metrics=("psnr",)))

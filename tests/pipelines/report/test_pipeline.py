@@ -34,8 +34,10 @@ def catalog(tmp_path) -> DataCatalog:
         }
     )
     for row in ("dsd_b", "dsd_s"):
-        paper = {"params": 1, "samplings": {"plain": {"fid": 4.25}, "guided": {"fid": 3.35}}}
+        samplings = {"plain": {"fid": 4.25}, "guided": {"fid": 3.35}}
+        paper = {"params": 1, "data": "imagenet_256", "samplings": samplings}
         catalog[f"params:{row}.paper"] = MemoryDataset(paper)
+        catalog[f"params:{row}.data"] = MemoryDataset("digits_32")
     return catalog
 
 
@@ -56,7 +58,7 @@ def test_a_report_shows_what_was_run_and_logs_it(catalog, tmp_path, caplog):
     result = {
         "metrics": {"fd_tiny": 12.5},
         "baselines": {"fd_tiny": {"noise": 188.0}},
-        "protocol": {"extractor": "tiny", "samples": {}},
+        "protocol": {"extractors": {}, "samples": {}},
     }
     catalog.save("dsd_b.guided.metrics", result)
     catalog.save("dsd_b.guided.grid", Image.new("RGB", (64, 64), "red"))

@@ -9,6 +9,7 @@ from selfdistill.pipelines.report.table import PAPERS, Table
 
 PAPER = {
     "params": 205_000_000,
+    "data": "imagenet_256",
     "samplings": {
         "plain": {"fid": 4.25, "sfid": 8.96, "inception_score": 188.8},
         "guided": {"fid": 3.35, "sfid": 9.08, "inception_score": 254.7},
@@ -21,9 +22,13 @@ TINY = {
         "class_accuracy": {"real": 0.98889},
     },
     "protocol": {
-        "extractor": "tiny",
-        "weights_sha256": "9a98c8c2" + "0" * 56,
-        "resize": "adaptive average to 32x32",
+        "extractors": {
+            "tiny": {
+                "weights_sha256": "9a98c8c2" + "0" * 56,
+                "resize": "adaptive average to 32x32",
+                "profile": "exact",
+            }
+        },
         "quantisation": "floor <127.5 x + 128>",
         "num_samples": 300,
         "num_reference": 1797,
@@ -33,16 +38,22 @@ TINY = {
 EXACT = {
     "metrics": {"fid": 4.3712, "inception_score": 187.26},
     "baselines": {},
-    "protocol": {"extractor": "inception_2015", "samples": {"nfe": 249}},
+    "protocol": {"extractors": {}, "samples": {"nfe": 249}},
 }
 
 
-def table(plain: Any = None, guided: Any = None, paper: dict[str, Any] = PAPER) -> Table:
+def table(
+    plain: Any = None,
+    guided: Any = None,
+    paper: dict[str, Any] = PAPER,
+    data: str = "imagenet_256",
+) -> Table:
     return Table.collect(
         {
             "dsd_b.plain.metrics": plain,
             "dsd_b.guided.metrics": guided,
             "params:dsd_b.paper": paper,
+            "params:dsd_b.data": data,
         }
     )
 
@@ -98,22 +109,29 @@ def test_numbers_have_the_digits_of_the_field_and_differences_a_sign():
     assert guided[4:7] == ["3.35", "", ""]
 
 
-@pytest.mark.parametrize("metric", ["fd_tiny", "fid"])
-def test_a_tiny_number_never_stands_in_the_papers_table(metric):
-    result = {**TINY, "metrics": {metric: 7.7777}, "baselines": {}}
-    made = table(result)
+@pytest.mark.parametrize(("metric", "data"), [("fd_tiny", "imagenet_256"), ("fid", "digits_32")])
+def test_numbers_of_other_metrics_or_other_data_never_stand_in_the_papers_table(metric, data):
+    made = table({**TINY, "metrics": {metric: 7.7777}, "baselines": {}}, data=data)
     line = rows_of_csv(made)[0]
     assert line["fid_ours"] == line["fid_difference"] == ""
     assert line[metric] == "7.7777"
-    papers, tiny = made.markdown("dsd").split("Measured on the tiny data")
+    papers, other = made.markdown("dsd").split("Not comparable with the paper")
     assert "7.7" not in papers
-    assert "7.7" in tiny
+    assert "7.7" in other
+
+
+def test_repeats_show_their_standard_deviation():
+    made = table({**EXACT, "std": {"fid": 0.0312}})
+    _, plain, _ = rows_of_markdown(made.paper_table())
+    assert plain[4:7] == ["4.25", "4.37 ± 0.03", "+0.12"]
+    assert rows_of_csv(made)[0]["fid_std"] == "0.0312"
+    assert "fid_std" not in rows_of_csv(table(EXACT))[0]
 
 
 def test_tiny_numbers_stand_beside_their_baselines():
-    papers, tiny, _ = table(TINY).markdown("dsd").split("\n## ")
+    papers, other, _ = table(TINY).markdown("dsd").split("\n## ")
     assert len(rows_of_markdown(papers)) == 3
-    header, line = rows_of_markdown(tiny)
+    header, line = rows_of_markdown(other)
     assert header == [
         "row",
         "sampling",
@@ -140,7 +158,7 @@ def test_there_is_no_second_table_before_anything_tiny_was_measured():
 
 
 def test_a_paper_without_numbers_for_a_sampling_leaves_its_cells_empty():
-    made = table(EXACT, paper={"params": 1, "samplings": {"guided": {"fid": 3.35}}})
+    made = table(EXACT, paper={**PAPER, "samplings": {"guided": {"fid": 3.35}}})
     plain, guided = rows_of_csv(made)
     assert (plain["fid_paper"], plain["fid_ours"], plain["fid_difference"]) == ("", "4.3712", "")
     assert guided["fid_paper"] == "3.35"
@@ -157,17 +175,17 @@ def test_pages_bear_the_papers_title_and_a_paper_without_one_its_name(title, hea
 def test_the_markdown_page_holds_the_papers_table_whole_and_says_how_it_was_measured():
     made = table(EXACT, TINY)
     page = made.markdown("dsd")
-    assert f"\n\n{made.paper_table()}\n## Measured" in page
+    assert f"\n\n{made.paper_table()}\n## Not comparable" in page
     heading, _, *lines = page.split("\n## ")[2].splitlines()
     assert heading == "How it was measured"
-    assert rows_of_markdown("\n".join(lines))[2][:4] == ["dsd_b", "guided", "tiny", "9a98c8c2"]
+    assert rows_of_markdown("\n".join(lines))[1][:4] == ["dsd_b", "guided", "tiny", "9a98c8c2"]
     assert "How it was measured" not in table().markdown("dsd")
 
 
 def test_a_row_name_keeps_its_underscores_and_digits():
     name = "issd_dsd_b_10"
-    paper = {"params": 1, "samplings": {}}
-    made = Table.collect({f"{name}.steps_10.metrics": None, f"params:{name}.paper": paper})
+    inputs = {f"{name}.steps_10.metrics": None, f"params:{name}.paper": PAPER}
+    made = Table.collect({**inputs, f"params:{name}.data": "imagenet_256"})
     assert (made.entries[0].row, made.entries[0].sampling) == (name, "steps_10")
 
 

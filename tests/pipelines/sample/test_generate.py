@@ -35,7 +35,7 @@ def config(**changes):
     values = {
         "solver": "euler", "num_steps": 3, "timestep_shift": 1.0, "guidance": 2.0,
         "guidance_interval": (0.0, 1.0), "seed": 4,
-        "num_images": 22, "batch_size": 6, "shard_size": 8,
+        "num_images": 22, "repeats": 1, "batch_size": 6, "shard_size": 8,
     }  # fmt: skip
     return SampleConfig.model_validate(values | changes)
 

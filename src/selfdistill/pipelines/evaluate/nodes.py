@@ -1,63 +1,96 @@
 """Nodes of the evaluate stage."""
 
-import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfdistill.distributed_config import DistributedConfig
 from selfdistill.metrics.config import EvaluationConfig
 
 if TYPE_CHECKING:
-    from selfdistill.data.shards import Shards
+    from selfdistill.data.image_set import ImageSet
 else:  # Kedro resolves all hints of a node; if one fails it skips the validation of the parameters
-    Shards = Any
-
-logger = logging.getLogger(__name__)
+    ImageSet = Any
 
 
-def describe_reference(images: Shards, evaluation: EvaluationConfig) -> dict[str, Any]:
+def open_brought(samples: str | None, reference: str | None) -> tuple[ImageSet, ImageSet]:
+    """Open the images that a user brings.
+
+    Args:
+        samples: Path of what is judged.
+        reference: Path of what it is held against.
+
+    Raises:
+        FileNotFoundError: If there is nothing at a path.
+        ValueError: If a path is not given, or does not hold images that can be compared.
+    """
+    from selfdistill.pipelines.evaluate.brought import open_samples_and_reference
+
+    return open_samples_and_reference(samples, reference)
+
+
+def describe_reference(
+    images: ImageSet,
+    evaluation: EvaluationConfig,
+    distributed: DistributedConfig,
+    scratch: Path,
+    published: Path | None = None,
+    **weights: Path,
+) -> dict[str, Any]:
     """Measure the real images: what samples are compared with, and the baselines.
 
     Args:
-        images: Real images, uint8 rows (H, W, 3).
-        evaluation: The extractor to use.
+        images: Real images, uint8, (H, W, 3) each.
+        evaluation: The metrics, and how.
+        distributed: The machine.
+        scratch: Where unfinished work is kept.
+        published: A reference file in ADM's format, which is believed instead of the images;
+            the images themselves where they are such a file.
+        weights: Files of the extractors' weights, by name.
 
     Returns:
-        NumPy arrays by name, as `metrics.subject.describe` lists them.
+        NumPy arrays by name, as `reference.describe` lists them.
 
     Raises:
-        ValueError: If the extractor is not part of this version.
+        ValueError: If a file of weights is not the network it should be, or a file is damaged.
     """
-    from selfdistill.metrics.extractors import build_extractor
-    from selfdistill.metrics.subject import describe
+    from selfdistill.data.npz_images import NpzImages
+    from selfdistill.pipelines.evaluate.reference import describe
 
-    return describe(images, build_extractor(evaluation), evaluation.batch_size)
+    brought = images if isinstance(images, NpzImages) else None
+    file = NpzImages.open(published) if published else brought
+    return describe(images, file, evaluation, weights, distributed, scratch)
 
 
 def evaluate_samples(
-    samples: Shards, images: Shards, reference: dict[str, Any], evaluation: EvaluationConfig
+    samples: ImageSet,
+    images: ImageSet,
+    reference: dict[str, Any],
+    evaluation: EvaluationConfig,
+    repeats: int,
+    distributed: DistributedConfig,
+    scratch: Path,
+    **weights: Path,
 ) -> dict[str, Any]:
     """Compare generated images with real ones.
 
     Args:
-        samples: Generated images, uint8 rows (H, W, 3), with the classes they were asked for.
-        images: Real images, uint8 rows (H, W, 3).
+        samples: Generated images, uint8, (H, W, 3) each, with the classes they were asked for.
+        images: Real images, uint8, (H, W, 3) each.
         reference: What `describe_reference` made of `images`.
-        evaluation: The extractor and the metrics.
+        evaluation: The metrics, and how.
+        repeats: Equal consecutive parts of the samples, each evaluated by itself.
+        distributed: The machine.
+        scratch: Where unfinished work is kept.
+        weights: Files of the extractors' weights, by name.
 
     Returns:
         JSON values: {"metrics": {metric: number}, "baselines": {metric: {name: number}},
-        "protocol": {...}}.
+        "protocol": {...}}; with repeats also "std" and "repeats".
 
     Raises:
-        ValueError: If the extractor is not part of this version, or if the reference was made of
-            other images or by another extractor, or the images differ in size.
+        ValueError: If the reference was made of other images or for other metrics, the images
+            differ in size, or a file of weights is not the network it should be.
     """
-    from selfdistill.metrics.extractors import build_extractor
-    from selfdistill.metrics.subject import Subject
     from selfdistill.pipelines.evaluate.measure import evaluate
 
-    extractor = build_extractor(evaluation)
-    subject = Subject(samples, images, reference, extractor, evaluation.batch_size)
-    result = evaluate(subject, evaluation.metrics)
-    numbers = result["metrics"].items()
-    logger.info("%s", ", ".join(f"{name} {value:.4g}" for name, value in numbers))
-    return result
+    return evaluate(samples, images, reference, evaluation, repeats, weights, distributed, scratch)

@@ -12,14 +12,13 @@ import torch
 from tqdm import tqdm
 
 from selfdistill.data.shards import Shards, ShardWriter, finalize, missing_shards
-from selfdistill.distributed import World, launch
+from selfdistill.distributed import World, run_job
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.files import (
     check_space,
     fingerprint,
     job,
     source_fingerprint,
-    write_json,
 )
 from selfdistill.networks.config import TeacherConfig
 from selfdistill.networks.dinov3 import Teacher
@@ -53,11 +52,8 @@ def encode_images(
             num_images = sum(images.shard_sizes[shard] for shard in missing)
             check_space(directory, 2 * math.prod(shape) * num_images, "the teacher's features")
             logger.info("Encoding %d of %d shards", len(missing), num_shards)
-            spec = directory.with_suffix(".json")
-            paths = {"images": str(images.path), "directory": str(directory)}
-            write_json(spec, {**paths, "teacher": config, "shards": missing})
-            launch(run, spec, distributed)
-            spec.unlink()
+            spec = {"images": str(images.path), "teacher": config, "shards": missing}
+            run_job(run, directory, spec, distributed)
         return finalize(
             directory,
             num_shards=num_shards,

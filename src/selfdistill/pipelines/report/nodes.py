@@ -17,8 +17,8 @@ def tabulate(**inputs: Any) -> Table:
     """Set the paper's numbers beside ours, and log what has been measured.
 
     Args:
-        inputs: By catalog name, "<row>.<sampling>.metrics": the evaluate stage's dict or None; and
-            "params:<row>.paper": the row's `PaperConfig`, as written.
+        inputs: By catalog name, "<row>.<sampling>.metrics": the evaluate stage's dict or None;
+            "params:<row>.paper": the row's `PaperConfig`, as written; "params:<row>.data".
     """
     table = Table.collect(inputs)
     logger.info("Measured so far:\n%s", table.text())

@@ -36,7 +36,7 @@ def create_pipeline(paper: str, entries: Sequence[tuple[str, str]]) -> Pipeline:
             Node(
                 nodes.tabulate,
                 inputs=_by_name(f"{sampling}.metrics" for sampling in samplings)
-                | _by_name(f"params:{row}.paper" for row in rows),
+                | _by_name(f"params:{row}.{key}" for row in rows for key in ("paper", "data")),
                 outputs=f"table_{paper}",
                 name=f"tabulate_{paper}",
             ),

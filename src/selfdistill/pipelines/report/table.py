@@ -11,10 +11,10 @@ from selfdistill.methods.config import PAPERS
 from selfdistill.metrics.config import METRICS
 from selfdistill.pipelines.report.render import Grid, to_html, to_markdown, to_page, to_text
 
-# Only what this extractor measured may stand beside a paper's number.
-_PAPER_EXTRACTOR = "inception_2015"
+# Made for small data; no paper has them.
+_SMALL = ("fd_tiny", "class_accuracy")
 _ARROWS = {"lower": "↓", "higher": "↑"}
-_TINY_HEADING = "Measured on the tiny data, not comparable with the paper"
+_OTHER_HEADING = "Not comparable with the paper: measured on other data, or by other metrics"
 _PROTOCOL_HEADING = "How it was measured"
 _NOTE = (
     "Difference is ours minus the paper's. A cell is empty where the paper gives no number or "
@@ -31,10 +31,11 @@ class Entry:
         sampling: The sampling.
         params: Parameters of the paper's network.
         paper: The paper's numbers by metric.
-        ours: Our numbers by metric, measured as the paper measures.
-        tiny: Our numbers by metric, measured by any other extractor.
-        baselines: By metric, the numbers to read `tiny` by, by name.
-        protocol: How ours or `tiny` were measured; empty when nobody has run the row.
+        ours: Our numbers by metric, measured on the paper's data.
+        other: Our numbers by metric, measured on other data or by metrics that no paper has.
+        baselines: By metric, the numbers to read `other` by, by name.
+        spread: Standard deviation by metric over repeats; empty when there was one evaluation.
+        protocol: How ours or `other` were measured; empty when nobody has run the row.
     """
 
     row: str
@@ -42,13 +43,19 @@ class Entry:
     params: int
     paper: Mapping[str, float]
     ours: Mapping[str, float] = field(default_factory=dict)
-    tiny: Mapping[str, float] = field(default_factory=dict)
+    other: Mapping[str, float] = field(default_factory=dict)
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    spread: Mapping[str, float] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, row: str, sampling: str, paper: Mapping[str, Any], result: Mapping[str, Any] | None
+        cls,
+        row: str,
+        sampling: str,
+        paper: Mapping[str, Any],
+        data: str,
+        result: Mapping[str, Any] | None,
     ) -> Self:
         """Put the paper's numbers and the evaluate stage's where they may stand.
 
@@ -56,15 +63,22 @@ class Entry:
             row: The row.
             sampling: The sampling.
             paper: The row's `PaperConfig`, as written.
+            data: The dataset that the row was run on.
             result: What the evaluate stage made; None: nobody has run the row.
         """
         known = (row, sampling, paper["params"], paper["samplings"].get(sampling, {}))
         if result is None:
             return cls(*known)
-        metrics, protocol = result["metrics"], result["protocol"]
-        if protocol["extractor"] == _PAPER_EXTRACTOR:
-            return cls(*known, ours=metrics, protocol=protocol)
-        return cls(*known, tiny=metrics, baselines=result["baselines"], protocol=protocol)
+        metrics = result["metrics"]
+        comparable = [name for name in metrics if data == paper["data"] and name not in _SMALL]
+        return cls(
+            *known,
+            ours={name: metrics[name] for name in comparable},
+            other={name: value for name, value in metrics.items() if name not in comparable},
+            baselines=result["baselines"],
+            spread=result.get("std", {}),
+            protocol=result["protocol"],
+        )
 
     @property
     def nfe(self) -> int | None:
@@ -95,14 +109,15 @@ class Table:
 
         Args:
             inputs: By catalog name, "<row>.<sampling>.metrics": the evaluate stage's dict or None,
-                in the order of the lines; and "params:<row>.paper": the row's `PaperConfig`, as
-                written.
+                in the order of the lines; "params:<row>.paper": the row's `PaperConfig`, as
+                written; and "params:<row>.data": its dataset.
         """
         entries = []
         for name, result in inputs.items():
             if not name.startswith("params:"):
                 row, sampling = name.removesuffix(".metrics").rsplit(".", 1)
-                entries.append(Entry.of(row, sampling, inputs[f"params:{row}.paper"], result))
+                paper, data = inputs[f"params:{row}.paper"], inputs[f"params:{row}.data"]
+                entries.append(Entry.of(row, sampling, paper, data, result))
         return cls(tuple(entries))
 
     def paper_table(self) -> str:
@@ -129,8 +144,10 @@ class Table:
             for metric in self._paper_metrics():
                 keys = (f"{metric}_paper", f"{metric}_ours", f"{metric}_difference")
                 line |= zip(keys, entry.compared(metric), strict=True)
-            for metric, names in self._tiny_columns().items():
-                line[metric] = entry.tiny.get(metric)
+                if any(metric in entry.spread for entry in self.entries):
+                    line[f"{metric}_std"] = entry.spread.get(metric)
+            for metric, names in self._other_columns().items():
+                line[metric] = entry.other.get(metric)
                 others = entry.baselines.get(metric, {})
                 line |= {f"{metric}_{name}": others.get(name) for name in names}
             lines.append(line)
@@ -158,25 +175,25 @@ class Table:
             for entry in self.entries
             for metric in entry.ours
         ]
-        tiny = [
-            (entry.row, entry.sampling, METRICS[metric].label, *_tiny_numbers(entry, metric))
+        other = [
+            (entry.row, entry.sampling, METRICS[metric].label, *_other_numbers(entry, metric))
             for entry in self.entries
-            for metric in entry.tiny
+            for metric in entry.other
         ]
         blocks = []
         if ours:
             heads = ["row", "sampling", "metric", "paper", "ours", "difference"]
             blocks.append(to_text(_grid(heads, ours)))
-        if tiny:
+        if other:
             heads = ["row", "sampling", "metric", "ours", "to compare with"]
-            blocks.append(f"{_TINY_HEADING}:\n{to_text(_grid(heads, tiny))}")
+            blocks.append(f"{_OTHER_HEADING}:\n{to_text(_grid(heads, other))}")
         return "\n".join(blocks) or "nobody has run a row of this table yet"
 
     def _sections(self) -> list[tuple[str, Grid]]:
         """Return what stands below the paper's table, each grid with its heading."""
         sections = []
-        if self._tiny_entries():
-            sections.append((_TINY_HEADING, self._tiny_grid()))
+        if self._other_entries():
+            sections.append((_OTHER_HEADING, self._other_grid()))
         if any(entry.protocol for entry in self.entries):
             sections.append((_PROTOCOL_HEADING, self._protocol_grid()))
         return sections
@@ -194,25 +211,22 @@ class Table:
             lines.append((entry.row, entry.sampling, f"{entry.params / 1e6:.4g}", nfe, *cells))
         return Grid(tuple(heads), tuple(lines), num_text=2)
 
-    def _tiny_grid(self) -> Grid:
-        columns = self._tiny_columns()
+    def _other_grid(self) -> Grid:
+        columns = self._other_columns()
         heads = [("", "row"), ("", "sampling"), ("", "NFE")]
         for metric, names in columns.items():
             heads += [(_head(metric), name.replace("_", " ")) for name in ("ours", *names)]
         lines = []
-        for entry in self._tiny_entries():
+        for entry in self._other_entries():
             line = [entry.row, entry.sampling, _count(entry.nfe)]
             for metric, names in columns.items():
                 others = entry.baselines.get(metric, {})
-                line += _shown(metric, [entry.tiny.get(metric), *map(others.get, names)])
+                line += _shown(metric, [entry.other.get(metric), *map(others.get, names)])
             lines.append(tuple(line))
         return Grid(tuple(heads), tuple(lines), num_text=2)
 
     def _protocol_grid(self) -> Grid:
         columns = {
-            "extractor": "extractor",
-            "weights_sha256": "weights",
-            "resize": "resize",
             "quantisation": "quantisation",
             "num_samples": "samples",
             "num_reference": "real images",
@@ -220,26 +234,29 @@ class Table:
         lines = []
         for entry in (entry for entry in self.entries if entry.protocol):
             cells = [str(entry.protocol.get(key, "")) for key in columns]
-            lines.append((entry.row, entry.sampling, cells[0], cells[1][:8], *cells[2:]))
-        heads = ["row", "sampling", *columns.values()]
-        return _grid(heads, lines, num_text=6)
+            for name, extractor in entry.protocol["extractors"].items():
+                weights = str(extractor["weights_sha256"])[:8]
+                about = (name, weights, extractor["resize"], extractor["profile"])
+                lines.append((entry.row, entry.sampling, *about, *cells))
+        heads = ["row", "sampling", "extractor", "weights", "resize", "profile", *columns.values()]
+        return _grid(heads, lines, num_text=7)
 
     def _paper_metrics(self) -> list[str]:
         """Return the metrics that the paper or we have numbers of, in the order of `METRICS`."""
         present = {metric for entry in self.entries for metric in (*entry.paper, *entry.ours)}
         return [metric for metric in METRICS if metric in present]
 
-    def _tiny_columns(self) -> dict[str, list[str]]:
-        """Return the metrics measured on tiny data, and the names of their baselines."""
+    def _other_columns(self) -> dict[str, list[str]]:
+        """Return the metrics that are not comparable, and the names of their baselines."""
         columns: dict[str, dict[str, None]] = {}
         for entry in self.entries:
-            for metric in entry.tiny:
+            for metric in entry.other:
                 names = dict.fromkeys(entry.baselines.get(metric, {}))
                 columns.setdefault(metric, {}).update(names)
         return {metric: list(names) for metric, names in columns.items()}
 
-    def _tiny_entries(self) -> list[Entry]:
-        return [entry for entry in self.entries if entry.tiny]
+    def _other_entries(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.other]
 
 
 def _heading(title: str) -> str:
@@ -261,14 +278,17 @@ def _shown(metric: str, values: Iterable[float | None]) -> tuple[str, ...]:
 
 
 def _comparison(entry: Entry, metric: str) -> tuple[str, str, str]:
-    paper, ours, difference = entry.compared(metric)
-    shown, signed = _shown(metric, [paper, ours]), "+" + METRICS[metric].digits
-    return shown[0], shown[1], "" if difference is None else format(difference, signed)
+    *numbers, difference = entry.compared(metric)
+    paper, ours = _shown(metric, numbers)
+    digits = METRICS[metric].digits
+    if metric in entry.spread:
+        ours += f" ± {format(entry.spread[metric], digits)}"
+    return paper, ours, "" if difference is None else format(difference, "+" + digits)
 
 
-def _tiny_numbers(entry: Entry, metric: str) -> tuple[str, str]:
+def _other_numbers(entry: Entry, metric: str) -> tuple[str, str]:
     others = entry.baselines.get(metric, {})
-    ours, *numbers = _shown(metric, [entry.tiny[metric], *others.values()])
+    ours, *numbers = _shown(metric, [entry.other[metric], *others.values()])
     pairs = zip(others, numbers, strict=True)
     return ours, ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in pairs)
 

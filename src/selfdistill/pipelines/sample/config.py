@@ -14,12 +14,20 @@ class SampleConfig(SolverConfig):
 
     Attributes:
         seed: Seed of the noise, in [0, 2^32).
-        num_images: Images in all. Image i has class i mod K, so classes are as even as can be.
+        num_images: Images of one set. Image i has class i mod K, so classes are as even as can be.
+        repeats: Sets, one after the other, each with noise of its own; the evaluation measures
+            each and gives mean and standard deviation.
         batch_size: Images a rank makes at once; changes memory, not the images.
         shard_size: Images a shard.
     """
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     num_images: Count
+    repeats: Count
     batch_size: Count
     shard_size: Count
+
+    @property
+    def total_images(self) -> int:
+        """Images of all sets."""
+        return self.num_images * self.repeats

@@ -15,10 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfdistill.data.shards import Shards, ShardWriter, finalize, missing_shards
-from selfdistill.distributed import World, launch
+from selfdistill.distributed import World, run_job
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.draws import Draws
-from selfdistill.files import fingerprint, job, source_fingerprint, write_json
+from selfdistill.files import fingerprint, job, source_fingerprint
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.pipelines.sample.config import SampleConfig
 
@@ -54,17 +54,14 @@ def generate_samples(
         ),
         "torch": torch.__version__,
     }
-    num_shards = -(-config.num_images // config.shard_size)
+    num_shards = -(-config.total_images // config.shard_size)
     network = checkpoint.about["network"]
     decisive = config.model_dump(mode="json", exclude={"batch_size"})
     with job(scratch, fingerprint(decisive, checkpoint.about["sha256"], code)) as directory:
         if missing := missing_shards(directory, num_shards):
             logger.info("Generating %d of %d shards", len(missing), num_shards)
-            spec = directory.with_suffix(".json")
-            paths = {"checkpoint": str(checkpoint.path), "directory": str(directory)}
-            write_json(spec, {**paths, "sample": settings, "shards": missing})
-            launch(run, spec, distributed)
-            spec.unlink()
+            spec = {"checkpoint": str(checkpoint.path), "sample": settings, "shards": missing}
+            run_job(run, directory, spec, distributed)
         return finalize(
             directory,
             num_shards=num_shards,
@@ -92,7 +89,7 @@ def run(spec: Path, world: World) -> None:
     network = checkpoint.about["network"]
     shape = (network["resolution"], network["resolution"], 3)
     mine = [
-        range(shard * config.shard_size, min((shard + 1) * config.shard_size, config.num_images))
+        range(shard * config.shard_size, min((shard + 1) * config.shard_size, config.total_images))
         for shard in values["shards"][world.rank :: world.size]
     ]
     bar = tqdm(
@@ -104,7 +101,7 @@ def run(spec: Path, world: World) -> None:
         with ShardWriter(directory, shard, shape, "uint8") as writer:
             for start in of_shard[:: config.batch_size]:
                 numbers = torch.arange(start, min(start + config.batch_size, of_shard.stop))
-                labels = numbers % network["num_classes"]
+                labels = numbers % config.num_images % network["num_classes"]
                 draws = Draws(config.seed, numbers.to(world.device))
                 eps = draws.normal("sample", *method.noise_shape())
                 x = method.sample(eps, labels.to(world.device), config)

@@ -11,16 +11,9 @@ import torch
 
 from selfdistill.data.loader import Loader
 from selfdistill.data.shards import Shards
-from selfdistill.distributed import World, launch
+from selfdistill.distributed import World, run_job
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.files import (
-    alone,
-    fingerprint,
-    job,
-    source_fingerprint,
-    temporary_name,
-    write_json,
-)
+from selfdistill.files import alone, fingerprint, job, source_fingerprint, temporary_name
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.config import MethodConfig
 from selfdistill.methods.registry import build_method
@@ -75,15 +68,9 @@ def train_row(
         if finished.is_dir():
             logger.info("Found the finished training %s", finished)
         else:
-            spec = directory.with_suffix(".json")
-            paths = {"images": images.path, "features": features.path, "directory": directory}
+            paths = {"images": str(images.path), "features": str(features.path)}
             about = {"fingerprint": name, "inputs": inputs, "code": code, **_git_state()}
-            write_json(
-                spec,
-                {**configs, **{key: str(path) for key, path in paths.items()}, "about": about},
-            )
-            launch(run, spec, distributed)
-            spec.unlink()
+            run_job(run, directory, {**configs, **paths, "about": about}, distributed)
         shutil.rmtree(directory)
         return Checkpoint.open(finished)
 

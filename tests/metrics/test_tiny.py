@@ -3,17 +3,15 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from selfdistill.metrics.config import EvaluationConfig
-from selfdistill.metrics.extractors import (
-    EXTRACTORS,
-    TinyExtractor,
-    build_extractor,
-    check_evaluation,
-)
 from selfdistill.metrics.frechet import frechet_distance
 from selfdistill.metrics.moments import Moments, RunningMoments
+from selfdistill.metrics.tiny import TinyExtractor
 
 TINY_SHA256 = "9a98c8c2f0fb3b7c52b0035f3d4d33336be14dcb87fcdd39ddf416b1ded84cd6"
+
+
+def features_of(images: np.ndarray) -> torch.Tensor:
+    return TinyExtractor()(images, ("filters",))["filters"]
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +21,9 @@ def digits() -> np.ndarray:
 
 
 def moments(images: np.ndarray) -> Moments:
-    running, extractor = RunningMoments(), TinyExtractor()
+    running = RunningMoments()
     for start in range(0, len(images), 100):
-        running.update(extractor(images[start : start + 100]))
+        running.update(features_of(images[start : start + 100]))
     return running.finish()
 
 
@@ -35,7 +33,7 @@ def test_weights_are_the_same_on_every_machine():
 
 def test_features_have_their_golden_values():
     ramp = (np.arange(32 * 32 * 3) % 256).reshape(1, 32, 32, 3).astype(np.uint8)
-    features = TinyExtractor()(ramp)
+    features = features_of(ramp)
     assert features.shape == (1, 64)
     assert features.dtype == torch.float64
     golden = [3.867222790, 5.485695008, 1.816033279, 2.407128646]
@@ -45,20 +43,19 @@ def test_features_have_their_golden_values():
 @pytest.mark.parametrize("shape", [(3, 8, 8, 3), (2, 17, 40, 3), (1, 64, 64, 3)])
 def test_images_of_any_size_have_64_finite_features(shape):
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    features = TinyExtractor()(images)
+    features = features_of(images)
     assert features.shape == (shape[0], 64)
     assert features.isfinite().all()
 
 
 def test_a_feature_does_not_depend_on_the_batch(digits):
-    extractor = TinyExtractor()
-    together, alone = extractor(digits[:5]), extractor(digits[3:4])
+    together, alone = features_of(digits[:5]), features_of(digits[3:4])
     torch.testing.assert_close(together[3:4], alone, rtol=1e-12, atol=1e-12)
 
 
 def test_an_image_of_twice_the_size_has_the_same_features(digits):
     larger = digits[:4].repeat(2, axis=1).repeat(2, axis=2)
-    torch.testing.assert_close(TinyExtractor()(larger), TinyExtractor()(digits[:4]))
+    torch.testing.assert_close(features_of(larger), features_of(digits[:4]))
 
 
 def test_distance_grows_from_real_to_damaged_to_noise(digits):
@@ -78,26 +75,4 @@ def test_distance_grows_from_real_to_damaged_to_noise(digits):
 
 def test_images_that_are_not_uint8_rgb_are_refused():
     with pytest.raises(ValueError, match=r"uint8 \(N, H, W, 3\), got float32 \[1, 3, 8, 8\]"):
-        TinyExtractor()(np.zeros((1, 3, 8, 8), np.float32))
-
-
-def test_an_extractor_that_this_version_lacks_is_named_with_those_it_has():
-    config = EvaluationConfig(extractor="inception_2015", metrics=("fid",))
-    for use in (check_evaluation, build_extractor):
-        with pytest.raises(ValueError, match=r"'inception_2015' is not part of .*available: tiny"):
-            use(config)
-
-
-def test_a_metric_that_this_version_lacks_is_refused_even_if_its_extractor_is_there(monkeypatch):
-    monkeypatch.setitem(EXTRACTORS, "inception_2015", TinyExtractor)
-    config = EvaluationConfig(extractor="inception_2015", metrics=("fid", "sfid", "recall"))
-    with pytest.raises(ValueError, match=r"metrics \['sfid', 'recall'\] are not part of"):
-        check_evaluation(config)
-
-
-def test_every_extractor_says_how_to_repeat_its_numbers():
-    for name, factory in EXTRACTORS.items():
-        extractor = factory()
-        assert extractor.name == name
-        assert len(extractor.weights_sha256) == 64
-        assert extractor.resize
+        features_of(np.zeros((1, 3, 8, 8), np.float32))

@@ -1,0 +1,114 @@
+"""Catalog entry of a file that somebody else publishes: fetched once, accepted by its sha256."""
+
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+from kedro.io import AbstractDataset, DatasetError
+
+from selfdistill.files import atomic_path, sha256_of
+
+_DOWNLOAD_CHUNK = 1 << 20
+
+# sha256 by path, size and time of change: a file of 2 GB is read once a process.
+_known: dict[tuple[Path, int, int], str] = {}
+
+
+class AssetDataset(AbstractDataset[NoReturn, Path]):
+    """A published file, such as official weights; loads as its path when its sha256 is right.
+
+    A file that is there is checked and never replaced. A file that is absent is downloaded; it
+    appears under its name when it is whole and its sha256 is right.
+
+    Args:
+        url: Where it is published, by http or https; None if it cannot be downloaded just so.
+        filepath: The file; its folder is made when needed.
+        sha256: What its content must hash to, 64 hex digits.
+        metadata: For Kedro-Viz.
+
+    Raises:
+        ValueError: If `sha256` or `url` cannot be one.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str | None,
+        filepath: str,
+        sha256: str,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", str(sha256)):
+            raise ValueError(
+                f"sha256 {sha256!r} of {filepath} is not 64 hex digits; copy the whole digest that "
+                "sha256sum prints for the right file"
+            )
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"url {url!r} of {filepath} is not an http or https address; give one, or null"
+            )
+        self._url, self._filepath, self._sha256 = url, Path(filepath), sha256.lower()
+        self.metadata = metadata
+
+    def load(self) -> Path:
+        """Return the path of the file, downloaded if it is absent, with its sha256 checked.
+
+        Raises:
+            DatasetError: If the file is another one, or absent and cannot be downloaded. The
+                message says what to do.
+        """
+        if not self._filepath.is_file():
+            self._download()
+        found = _sha256_once(self._filepath)
+        if found != self._sha256:
+            remedy = f"fetch it from {self._url}" if self._url else "put the right file there"
+            again = "run again to " if self._url else ""
+            raise DatasetError(
+                f"{self._filepath}: is not the expected file, or is damaged: expected sha256 "
+                f"{self._sha256}, found {found}; delete it and {again}{remedy}"
+            )
+        return self._filepath
+
+    def save(self, data: NoReturn) -> None:
+        """Refuse: the file is published by somebody else."""
+        raise DatasetError(f"{self._filepath} is a published file, not something to write")
+
+    def _exists(self) -> bool:
+        return self._filepath.is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"url": self._url, "filepath": str(self._filepath), "sha256": self._sha256}
+
+    def _download(self) -> None:
+        """Fetch the file; what is not the right file never gets its name."""
+        if self._url is None:
+            raise DatasetError(
+                f"{self._filepath}: no file here, and no address to download it from; put the file "
+                f"with sha256 {self._sha256} there"
+            )
+        from pooch import HTTPDownloader
+
+        try:
+            with atomic_path(self._filepath) as temporary:
+                fetch = HTTPDownloader(progressbar=True, chunk_size=_DOWNLOAD_CHUNK)
+                fetch(self._url, str(temporary), None)
+                if (found := sha256_of(temporary)) != self._sha256:
+                    raise ValueError(f"expected sha256 {self._sha256}, found {found}")
+            _known[_state(self._filepath)] = found
+        except (OSError, ValueError) as error:  # those of requests are OSErrors
+            raise DatasetError(
+                f"{self._filepath}: could not be downloaded from {self._url}: {error}; fetch it by "
+                "other means and put it at the former path, or correct its catalog entry"
+            ) from error
+
+
+def _state(path: Path) -> tuple[Path, int, int]:
+    state = path.stat()
+    return path.resolve(), state.st_size, state.st_mtime_ns
+
+
+def _sha256_once(path: Path) -> str:
+    state = _state(path)
+    if state not in _known:
+        _known[state] = sha256_of(path)
+    return _known[state]

@@ -1,0 +1,178 @@
+"""Statistics of a set of images, collected by all ranks in pieces that a killed run goes on from.
+
+The pieces and the batches inside them depend on the number of images alone, and are merged in their
+order: any number of ranks gives the same bits.
+"""
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from selfdistill.data.image_set import ImageSet, open_image_set
+from selfdistill.data.loader import read_ahead
+from selfdistill.distributed import World, run_job
+from selfdistill.distributed_config import DistributedConfig
+from selfdistill.files import atomic_path, fingerprint, job, source_fingerprint
+from selfdistill.metrics.config import EvaluationConfig
+from selfdistill.metrics.definitions import accepted_sha256
+from selfdistill.metrics.extractors import build_extractor
+from selfdistill.metrics.metric import Need
+from selfdistill.metrics.statistics import Arrays, RunningStatistics, Statistics
+
+logger = logging.getLogger(__name__)
+
+_SCIENCE = (
+    "metrics", "networks/dinov2.py", "networks/inception.py", "networks/inception_graph.py",
+    "pipelines/evaluate",
+)  # fmt: skip
+# 24 divides among 1, 2, 3, 4, 6, 8, 12 or 24 ranks; a piece's covariances take 70 MB.
+_NUM_PIECES = 24
+_BATCHES_PER_PIECE = 8  # or more
+
+
+def collect(
+    images: ImageSet,
+    chosen: Sequence[int] | np.ndarray,
+    needs: Sequence[Need],
+    config: EvaluationConfig,
+    weights: Mapping[str, Path],
+    distributed: DistributedConfig,
+    scratch: Path,
+) -> Statistics:
+    """Return what the metrics need to know of some images; it is kept for the next time.
+
+    Args:
+        images: Any set of images.
+        chosen: Which of them, in this order.
+        needs: What to know.
+        config: Batch size and profile.
+        weights: Files of the extractors' weights, by the names in `metrics.definitions`.
+        distributed: The machine.
+        scratch: Where pieces and finished statistics are kept.
+
+    Raises:
+        ValueError: If a file of weights is not the network that defines its extractor, an image
+            cannot be read, or another run is at work in `scratch`.
+    """
+    if not needs:
+        return Statistics()
+    extractors = sorted({need.extractor for need in needs})
+    sources = {name: accepted_sha256(name, weights) for name in extractors}
+    indices = np.asarray(chosen)
+    decisive = {
+        "images": images.fingerprint,
+        "chosen": fingerprint(indices.tolist()),
+        "needs": sorted(needs),
+        "weights": sources,
+        "profile": config.profile,
+        "batch_size": config.batch_size,
+        "source": source_fingerprint(*_SCIENCE),
+        "torch": torch.__version__,
+    }
+    with job(scratch, fingerprint(decisive)) as directory:
+        finished = directory.with_suffix(".npz")
+        if finished.is_file():
+            logger.info("Found the statistics of these images in %s", finished)
+        else:
+            pieces = _collect_pieces(
+                images, indices, needs, config, weights, distributed, directory
+            )
+            merged = RunningStatistics(needs)
+            for piece in pieces:
+                merged.merge(RunningStatistics.from_state(_load(piece)))
+            _save(finished, merged.finish().arrays())
+        shutil.rmtree(directory)
+        return Statistics.from_arrays(_load(finished))
+
+
+def forget(scratch: Path) -> None:
+    """Delete the finished statistics that are kept in `scratch`."""
+    for finished in scratch.glob("*.npz"):
+        finished.unlink()
+
+
+def run(spec: Path, world: World) -> None:
+    """Collect this rank's share of the missing pieces."""
+    values = json.loads(spec.read_text(encoding="utf-8"))
+    directory = Path(values["directory"])
+    images, indices = open_image_set(Path(values["images"])), np.load(directory / "indices.npy")
+    needs = [Need(*need) for need in values["needs"]]
+    taps: dict[Any, set[str]] = {}
+    for need in needs:
+        taps.setdefault(need.extractor, set()).add(need.tap)
+    weights = {name: Path(file) for name, file in values["weights"].items()}
+    extractors = {
+        name: build_extractor(name, weights, values["profile"], world.device) for name in taps
+    }
+    bar = tqdm(
+        total=sum(stop - start for _, start, stop in values["pieces"][world.rank :: world.size]),
+        desc="evaluate", unit="img", mininterval=1.0, disable=not world.is_main,
+    )  # fmt: skip
+    for piece, start, stop in values["pieces"][world.rank :: world.size]:
+        running = RunningStatistics(needs)
+        starts = range(start, stop, values["batch_size"])
+        wanted = (indices[first : min(first + starts.step, stop)] for first in starts)
+        batches = read_ahead(images.read, wanted, world.device)
+        for first, batch in zip(starts, batches, strict=True):
+            for name, extractor in extractors.items():
+                running.update(name, extractor(batch, taps[name]), first)
+            bar.update(len(batch))
+        _save(_piece(directory, piece), running.state())
+    bar.close()
+
+
+def _collect_pieces(
+    images: ImageSet,
+    indices: np.ndarray,
+    needs: Sequence[Need],
+    config: EvaluationConfig,
+    weights: Mapping[str, Path],
+    distributed: DistributedConfig,
+    directory: Path,
+) -> list[Path]:
+    """Have the missing pieces made and return the files of all, in order."""
+    pieces = _pieces(len(indices), config.batch_size)
+    missing = [piece for piece in pieces if not _piece(directory, piece[0]).is_file()]
+    if missing:
+        with atomic_path(directory / "indices.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, indices)
+        spec = {
+            "images": str(images.path),
+            "needs": needs,
+            "weights": {name: str(file) for name, file in weights.items()},
+            "profile": config.profile,
+            "batch_size": config.batch_size,
+            "pieces": missing,
+        }
+        run_job(run, directory, spec, distributed)
+    return [_piece(directory, number) for number, _, _ in pieces]
+
+
+def _pieces(num_images: int, batch_size: int) -> list[tuple[int, int, int]]:
+    """Return number, start and stop of each piece, a whole number of batches but for the last."""
+    num_batches = math.ceil(num_images / batch_size)
+    size = batch_size * max(_BATCHES_PER_PIECE, math.ceil(num_batches / _NUM_PIECES))
+    starts = range(0, num_images, size)
+    return [(number, start, min(start + size, num_images)) for number, start in enumerate(starts)]
+
+
+def _piece(directory: Path, number: int) -> Path:
+    return directory / f"piece-{number:02d}.npz"
+
+
+def _load(file: Path) -> Arrays:
+    with np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _save(file: Path, arrays: Arrays) -> None:
+    with atomic_path(file) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
