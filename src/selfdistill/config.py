@@ -41,12 +41,17 @@ class PaperConfig(Config):
 
     Attributes:
         params: Parameters of the network.
-        data: The dataset of the figures; numbers of a row on other data do not stand beside them.
+        data: The dataset of the figures. Ours stand beside them only if data, number of samples
+            and reference are the same.
+        num_samples: Samples of an evaluation.
+        reference: Name of the published reference file; None: statistics of the dataset itself.
         samplings: Figures by sampling of the row, then by metric.
     """
 
     params: int
     data: str
+    num_samples: int
+    reference: str | None
     samplings: dict[str, dict[PublishedMetric, float]]
 
 

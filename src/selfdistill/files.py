@@ -15,6 +15,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 22
+_hashed: dict[tuple[Path, int, int], str] = {}
 
 
 def temporary_name(path: Path) -> Path:
@@ -73,6 +74,15 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+    """Return the hex sha256 of a file; hash it again only when its size or its time changed."""
+    state = path.stat()
+    key = (path.resolve(), state.st_size, state.st_mtime_ns)
+    if key not in _hashed:
+        _hashed[key] = sha256_of(path)
+    return _hashed[key]
 
 
 def fingerprint(*parts: Any) -> str:

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from kedro.io import DatasetError
 
-from selfdistill.io import asset
+from selfdistill import files
 from selfdistill.io.asset import AssetDataset
 
 CONTENT = random.Random(0).randbytes(3_000_000)
@@ -20,7 +20,7 @@ OTHER = "0" * 64
 
 @pytest.fixture(autouse=True)
 def forget(monkeypatch):
-    monkeypatch.setattr(asset, "_known", {})
+    monkeypatch.setattr(files, "_hashed", {})
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -84,8 +84,8 @@ def test_a_file_that_is_there_needs_no_network_and_is_hashed_once(
     path = tmp_path / "weights.pth"
     path.write_bytes(CONTENT)
     hashed = []
-    original = asset.sha256_of
-    monkeypatch.setattr(asset, "sha256_of", lambda path: hashed.append(path) or original(path))
+    original = files.sha256_of
+    monkeypatch.setattr(files, "sha256_of", lambda path: hashed.append(path) or original(path))
     for _ in range(3):
         assert entry(path, f"http://127.0.0.1:{closed_port}/weights.pth").load() == path
     assert hashed == [path]
@@ -124,7 +124,7 @@ def test_a_failed_download_says_why_and_leaves_nothing_behind(
     path = tmp_path / "weights.pth"
     with pytest.raises(DatasetError) as caught:
         entry(path, f"{server.url}/{place}", sha256).load()
-    for part in (f"{path}: could not be", f"from {server.url}/{place}: ", reason, "put it at"):
+    for part in (f"{path}: could not be", f"from {server.url}/{place}: ", reason, "put it there"):
         assert part in str(caught.value)
     assert not list(tmp_path.iterdir())
 

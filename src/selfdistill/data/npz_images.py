@@ -375,6 +375,8 @@ def _statistic(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
         raise ValueError(
             f"{path}: {key} has values that are NaN or infinite; make the statistics again"
         )
+    if values.ndim == 2 and not np.allclose(values, values.T, rtol=1e-6, atol=1e-9 * values.max()):
+        raise ValueError(f"{path}: {key} is no covariance, it is not symmetric")
     return values
 
 

@@ -6,12 +6,9 @@ from typing import Any, NoReturn
 
 from kedro.io import AbstractDataset, DatasetError
 
-from selfdistill.files import atomic_path, sha256_of
+from selfdistill.files import atomic_path, sha256_of, sha256_once
 
 _DOWNLOAD_CHUNK = 1 << 20
-
-# sha256 by path, size and time of change: a file of 2 GB is read once a process.
-_known: dict[tuple[Path, int, int], str] = {}
 
 
 class AssetDataset(AbstractDataset[NoReturn, Path]):
@@ -59,7 +56,7 @@ class AssetDataset(AbstractDataset[NoReturn, Path]):
         """
         if not self._filepath.is_file():
             self._download()
-        found = _sha256_once(self._filepath)
+        found = sha256_once(self._filepath)
         if found != self._sha256:
             remedy = f"fetch it from {self._url}" if self._url else "put the right file there"
             again = "run again to " if self._url else ""
@@ -94,21 +91,8 @@ class AssetDataset(AbstractDataset[NoReturn, Path]):
                 fetch(self._url, str(temporary), None)
                 if (found := sha256_of(temporary)) != self._sha256:
                     raise ValueError(f"expected sha256 {self._sha256}, found {found}")
-            _known[_state(self._filepath)] = found
         except (OSError, ValueError) as error:  # those of requests are OSErrors
             raise DatasetError(
                 f"{self._filepath}: could not be downloaded from {self._url}: {error}; fetch it by "
-                "other means and put it at the former path, or correct its catalog entry"
+                "other means and put it there, or correct its catalog entry"
             ) from error
-
-
-def _state(path: Path) -> tuple[Path, int, int]:
-    state = path.stat()
-    return path.resolve(), state.st_size, state.st_mtime_ns
-
-
-def _sha256_once(path: Path) -> str:
-    state = _state(path)
-    if state not in _known:
-        _known[state] = sha256_of(path)
-    return _known[state]

@@ -15,6 +15,8 @@ from cleanfid.inception_torchscript import InceptionV3W
 from cleanfid.resize import build_resizer
 from torch import Tensor
 
+from selfdistill.metrics.full_precision import full_precision
+
 _FILE = "inception-2015-12-05.pt"  # the only name that clean-fid looks for
 
 
@@ -25,7 +27,7 @@ class CleanFidExtractor:
         weights: The TorchScript file of Inception-v3. It is code: only a file that has been
             accepted by its sha256 may come here.
         mode: clean-fid's mode.
-        device: Where it computes.
+        device: Where it computes, in float32 without TF32.
 
     Raises:
         ValueError: If the file has another name than clean-fid looks for.
@@ -46,4 +48,5 @@ class CleanFidExtractor:
         """Return "pool_3", (N, 2048), of uint8 images (N, H, W, 3)."""
         resized = np.stack([self._resize(image) for image in images])
         x = torch.from_numpy(resized).to(self._device, torch.float32).permute(0, 3, 1, 2)
-        return {"pool_3": self._network(x)}
+        with full_precision():
+            return {"pool_3": self._network(x)}

@@ -10,12 +10,13 @@ from selfdistill.base_config import Config
 from selfdistill.metrics import measures
 from selfdistill.metrics.metric import ExtractorName, Metric, Need
 
+Profile = Literal["exact", "fast"]
 # The metrics in which papers give their numbers.
 PublishedMetric = Literal["fid", "sfid", "inception_score", "precision", "recall", "fd_dinov2"]
 
 
 def _frechet(label: str, extractor: ExtractorName, tap: str, *, paired: bool = False) -> Metric:
-    need = Need(extractor, tap, "moments")
+    need = Need(extractor, tap, "own_moments" if paired else "moments")
     digits = ".4g" if extractor == "tiny" else ".2f"
     return Metric(label, "lower", digits, partial(measures.frechet, need=need), need, paired=paired)
 
@@ -73,7 +74,7 @@ class EvaluationConfig(Config):
 
     metrics: tuple[str, ...] = Field(min_length=1)
     batch_size: PositiveInt = 64
-    profile: Literal["exact", "fast"] = "exact"
+    profile: Profile = "exact"
     num_manifold_images: PositiveInt | None = 10_000
 
     @model_validator(mode="after")
@@ -91,6 +92,7 @@ class CompareConfig(Config):
     Attributes:
         samples: What is judged: an ADM `.npz`, a folder of images, or image shards.
         reference: What it is held against: any of these; an ADM `.npz` may hold statistics alone.
+        name: Of the result's file.
         repeats: Equal consecutive parts that the samples are cut into; each is evaluated, and the
             result has mean and standard deviation.
         evaluation: What is measured, and how.
@@ -98,5 +100,6 @@ class CompareConfig(Config):
 
     samples: str | None = None
     reference: str | None = None
+    name: str = "metrics"
     repeats: PositiveInt = 1
     evaluation: EvaluationConfig

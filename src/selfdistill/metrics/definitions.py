@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfdistill.files import sha256_of
+from selfdistill.files import sha256_once
 from selfdistill.metrics.metric import ExtractorName, Need
 
 
@@ -75,6 +75,13 @@ DEFINITIONS: dict[ExtractorName, Definition] = {
 }
 
 
+# Reference files of ADM's evaluator, by their sha256: statistics of these features by this resize.
+REFERENCES = {
+    "b32732719497e42660a9affb4a966068cba0855ac449b82015e34ec376d20758":
+        "VIRTUAL_imagenet256_labeled.npz",
+}  # fmt: skip
+
+
 def weights_of(needs: Iterable[Need]) -> list[str]:
     """Return the names of the weights that the needs' extractors take, sorted."""
     all_weights = (DEFINITIONS[need.extractor].weights for need in needs)
@@ -95,7 +102,7 @@ def accepted_sha256(extractor: ExtractorName, files: Mapping[str, Path]) -> str 
     if weights is None:
         return None
     file = files[weights.name]
-    found = sha256_of(file)
+    found = sha256_once(file)
     if found not in weights.sha256.values():
         known = " or ".join(f"{name} ({sha[:8]}...)" for name, sha in weights.sha256.items())
         raise ValueError(

@@ -1,7 +1,6 @@
 """Feature extractors by name: what turns images into the features that metrics are made of."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.metrics.definitions import DEFINITIONS
+from selfdistill.metrics.full_precision import full_precision
 from selfdistill.metrics.metric import ExtractorName
 from selfdistill.metrics.tiny import TinyExtractor
 from selfdistill.networks.dinov2 import load_dinov2, resize_pil, resize_torch
@@ -51,7 +51,7 @@ class InceptionExtractor:
     @torch.inference_mode()
     def __call__(self, images: np.ndarray, taps: Collection[str]) -> dict[str, Tensor]:
         """Return the taps of `networks.inception.TAPS` that are wanted."""
-        with _full_precision():
+        with full_precision():
             return self._network(_moved(images, self._device), taps)
 
 
@@ -75,7 +75,7 @@ class DinoV2Extractor:
         """Return the class token of the last block as "cls", (N, 1024)."""
         pixels = _moved(images, self._device)
         resized = resize_pil(pixels) if self._resize == "pil" else resize_torch(pixels)
-        with _full_precision():
+        with full_precision():
             return {"cls": self._network(resized)}
 
 
@@ -124,14 +124,3 @@ def _moved(images: np.ndarray, device: torch.device) -> Tensor:
         )
     pixels = torch.from_numpy(images)
     return pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Switch TF32 off inside the block: its ten bits would show in the features."""
-    conv, matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = conv, matmul

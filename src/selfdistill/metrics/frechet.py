@@ -88,27 +88,23 @@ def _factor(sigma: np.ndarray) -> np.ndarray:
     """Return A, (D, rank), with A Aᵀ = `sigma`.
 
     Cholesky's factor, lower triangular, and if there is none, since `sigma` is singular, the one
-    with pivots, cut at its rank. It is taken of the correlations, so that a feature of small
+    with pivots, cut at its rank. That is taken of the correlations, so that a feature of small
     variance is not mistaken for none.
     """
     from scipy.linalg.lapack import dpotrf, dpstrf
 
+    L, info = dpotrf(sigma.T, lower=1, clean=1)  # symmetric; LAPACK's order is Fortran's
+    if not info:
+        return L
     variances = sigma.diagonal()
     if (variances < 0).any():
         raise ValueError(f"a covariance has a negative variance, {variances.min():.3g}")
     (live,) = variances.nonzero()
-    std = np.sqrt(variances[live])
     if not live.size:
         return np.zeros((len(sigma), 0))
-    varied = sigma if len(live) == len(sigma) else sigma[np.ix_(live, live)]
-    correlations = varied / std[:, None] / std
-    L, info = dpotrf(correlations, lower=1, clean=1)
-    if info:
-        pivoted, pivots, rank, _ = dpstrf(correlations, lower=1)
-        L = np.empty((len(live), rank))
-        L[pivots - 1] = np.tril(pivoted[:, :rank])
-    if len(live) == len(sigma):
-        return std[:, None] * L
-    A = np.zeros((len(sigma), L.shape[1]))
-    A[live] = std[:, None] * L
+    std = np.sqrt(variances[live])
+    correlations = sigma[np.ix_(live, live)] / std[:, None] / std
+    L, pivots, rank, _ = dpstrf(correlations, lower=1)
+    A = np.zeros((len(sigma), rank))
+    A[live[pivots - 1]] = std[pivots - 1, None] * np.tril(L[:, :rank])
     return A

@@ -41,23 +41,31 @@ def manifold(subject: "Subject", *, need: Need, part: Part, arithmetic: Arithmet
 
 
 def psnr(subject: "Subject") -> Measurement:
-    """Return the mean over the images of the PSNR of sample i against image i, in dB."""
+    """Return the mean over the images of the PSNR of sample i against image i, in dB.
+
+    Samples that equal their image have an infinite PSNR; they are counted and left out.
+
+    Raises:
+        ValueError: If all do.
+    """
     import numpy as np
 
     from selfdistill.metrics.psnr import psnr as psnr_of
 
     pairs = zip(subject.sample_batches(), subject.image_batches(), strict=True)
     values = np.concatenate([psnr_of(sample, image) for sample, image in pairs])
-    return Measurement(float(values.mean()), protocol={"mean": "over images, in dB"})
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        raise ValueError(f"{subject.sample_set.path}: every sample equals its image")
+    protocol = {"mean": "over images, in dB", "num_equal": len(values) - len(finite)}
+    return Measurement(float(finite.mean()), protocol=protocol)
 
 
 def class_accuracy(subject: "Subject") -> Measurement:
     """Return the share of samples that a classifier of the real images takes for their class.
 
-    The baseline "real" is the classifier's accuracy on real images held out.
-
-    Raises:
-        ValueError: If a sample has no class.
+    Every image has a class. The baseline "real" is the classifier's accuracy on real images held
+    out.
     """
     import numpy as np
 

@@ -18,13 +18,14 @@ class Need(NamedTuple):
     Attributes:
         extractor: The network whose features it is about.
         tap: Which of the network's outputs.
-        kind: "moments": mean and covariance; "scores": the Inception Score of class logits;
-            "features": the feature vectors themselves, the only kind that grows with the set.
+        kind: "moments": mean and covariance; "own_moments": the same, of the images themselves
+            even where a published file knows those of a larger set; "scores": the Inception Score
+            of class logits; "features": the feature vectors, the only kind that grows with the set.
     """
 
     extractor: ExtractorName
     tap: str
-    kind: Literal["moments", "scores", "features"]
+    kind: Literal["moments", "own_moments", "scores", "features"]
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ arXiv:2105.05233) or in float32.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from selfdistill.metrics.full_precision import full_precision
 
 NEIGHBOURS = 3  # ADM's evaluator; the paper's k
 _STRIP = 1000  # rows of a block that are in float32 at a time
@@ -38,7 +39,9 @@ def precision_recall(
     "float16" is the arithmetic of published numbers. ADM's evaluator rounds features, norms,
     products and each sum of these to half precision; only a block of 10,000 x 10,000 distances that
     holds a value which is not finite is taken in float32 instead, all of it. Ties that rounding
-    makes raise both shares by about 0.001. The order in which TensorFlow adds up a norm in half
+    makes raise both shares, by how much depends on the features: on ADM's own samples others
+    measured 0.001 in precision and up to 0.0024 in recall (README of
+    lavinal712/ADM-evaluation-suite-pytorch). The order in which TensorFlow adds up a norm in half
     precision is not known to others, so that single bits, and single images at the rim of a ball,
     may differ from its numbers. "float32" means what the formula says.
 
@@ -71,7 +74,7 @@ def precision_recall(
             raise ValueError(f"the features of the {name} hold NaN or infinite values")
     distances = _half_distances if arithmetic == "float16" else _distances
     reference = reference.to(samples.device)
-    with torch.no_grad(), _without_tf32():
+    with torch.no_grad(), full_precision():
         reference_radii = _radii(reference, distances, k, block)
         sample_radii = _radii(samples, distances, k, block)
         is_real = samples.new_zeros(len(samples), dtype=torch.bool)
@@ -113,7 +116,10 @@ def _distances(u: Tensor, v: Tensor) -> Tensor:
 
 
 def _half_distances(u: Tensor, v: Tensor) -> Tensor:
-    """Return the same, each operation rounded to float16; or in float32 if one is not finite."""
+    """Return |u|² - 2 u·v + |v|², (m, n), in float16, each operation rounded to it.
+
+    If a distance is not finite, all of them are those of `_distances`, in float32.
+    """
     u_half, v_half = u.half(), v.half()
     # Squares are rounded; a sum is rounded once, in the end, as nearly every implementation does.
     u_norm, v_norm = (x.square().sum(1, dtype=torch.float32).half() for x in (u_half, v_half))
@@ -130,14 +136,3 @@ def _half_distances(u: Tensor, v: Tensor) -> Tensor:
 def _slices(num: int, size: int) -> Iterator[slice]:
     for start in range(0, num, size):
         yield slice(start, start + size)
-
-
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Take float32 products as such inside the block: distances are small differences of them."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)

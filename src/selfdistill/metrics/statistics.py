@@ -18,6 +18,8 @@ from selfdistill.metrics.moments import Moments, RunningMoments
 
 Arrays = dict[str, np.ndarray]
 
+_MOMENTS = ("moments", "own_moments")
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -62,7 +64,7 @@ class Statistics:
         """Return what `arrays` made; other arrays among them are left alone."""
         moments, scores, features = {}, {}, {}
         for need, parts in _by_need(arrays).items():
-            if need.kind == "moments":
+            if need.kind in _MOMENTS:
                 mu, sigma = torch.from_numpy(parts["mu"]), torch.from_numpy(parts["sigma"])
                 moments[need] = Moments(mu, sigma, int(parts["num"]))
             elif need.kind == "scores":
@@ -81,7 +83,7 @@ class RunningStatistics:
 
     def __init__(self, needs: Iterable[Need]) -> None:
         needs = sorted(set(needs))
-        self._moments = {need: RunningMoments() for need in needs if need.kind == "moments"}
+        self._moments = {need: RunningMoments() for need in needs if need.kind in _MOMENTS}
         self._scores = {need: RunningInceptionScore() for need in needs if need.kind == "scores"}
         self._features: dict[Need, list[Tensor]] = {
             need: [] for need in needs if need.kind == "features"
@@ -131,7 +133,7 @@ class RunningStatistics:
         by_need = _by_need(arrays)
         running = cls(by_need)
         for need, parts in by_need.items():
-            if need.kind == "moments":
+            if need.kind in _MOMENTS:
                 running._moments[need] = RunningMoments.from_state(parts)
             elif need.kind == "scores":
                 running._scores[need] = RunningInceptionScore.from_state(parts)

@@ -9,7 +9,7 @@ from selfdistill.distributed_config import DistributedConfig
 from selfdistill.metrics.config import EvaluationConfig
 from selfdistill.metrics.metric import Need
 from selfdistill.pipelines.evaluate import collect as module
-from selfdistill.pipelines.evaluate.collect import collect, forget
+from selfdistill.pipelines.evaluate.collect import Collector
 
 NEEDS = [Need("tiny", "filters", "moments"), Need("tiny", "filters", "features")]
 CONFIG = EvaluationConfig(metrics=("fd_tiny",), batch_size=2)
@@ -19,8 +19,8 @@ CONFIG = EvaluationConfig(metrics=("fd_tiny",), batch_size=2)
 def collected(images, tmp_path):
     def collected(num_ranks=1, chosen=range(40), folder="scratch"):
         machine = DistributedConfig(device="cpu", num_ranks=num_ranks)
-        made = collect(images, chosen, NEEDS, CONFIG, {}, machine, tmp_path / folder)
-        return made.arrays()
+        collector = Collector(CONFIG, {}, machine, tmp_path / folder)
+        return collector.collect(images, chosen, NEEDS).arrays()
 
     return collected
 
@@ -70,6 +70,7 @@ def test_finished_statistics_are_not_made_again_until_they_are_forgotten(
     first = collected()
     monkeypatch.setattr(module, "run_job", None)
     assert equal(collected(), first)
-    forget(tmp_path / "scratch")
+    machine = DistributedConfig(device="cpu", num_ranks=1)
+    Collector(CONFIG, {}, machine, tmp_path / "scratch").forget()
     with pytest.raises(TypeError):
         collected()

@@ -58,9 +58,10 @@ def test_npz_folder_and_shards_of_the_same_images_score_the_same(
     first, *others = (result["metrics"] for result in results)
     assert set(first) == {"fd_tiny"}
     assert others == [first, first]
-    protocol = results[0]["protocol"]
-    assert protocol["num_samples"] == protocol["num_reference"] == 120
-    assert len({result["protocol"]["reference"] for result in results}) == 3
+    protocols = [result["protocol"] for result in results]
+    assert {protocol["num_samples"] for protocol in protocols} == {120}
+    assert {protocol["reference"]["num_images"] for protocol in protocols} == {120}
+    assert len({protocol["reference"]["images"] for protocol in protocols}) == 3
 
 
 def test_repeats_are_a_parameter(compare, digits, tmp_path):

@@ -163,14 +163,15 @@ def test_the_result_is_json_and_carries_its_protocol(sampled, digits, images):
         "tiny": {
             "weights_sha256": TinyExtractor().weights_sha256,
             "resize": "adaptive average to 32x32",
-            "profile": "exact",
+            "device": "cpu",
         }
     }
     assert protocol["quantisation"] == ABOUT["quantisation"]
     assert protocol["num_samples"] == 300
-    assert protocol["num_reference"] == len(images)
-    assert protocol["reference"] == images.fingerprint
-    assert protocol["published_reference"] is None
+    about = protocol["reference"]
+    assert (about["images"], about["num_images"]) == (images.fingerprint, len(images))
+    assert about["published"] is None
+    assert about["extractors"] == protocol["extractors"]
     assert protocol["samples"] == ABOUT
     assert {"torch", "numpy", "scipy", "selfdistill"} <= protocol["versions"].keys()
 
@@ -235,13 +236,13 @@ def test_a_reference_that_was_made_for_other_metrics_is_refused(images, evaluate
 
 def test_samples_of_another_size_are_refused(tmp_path, evaluated):
     small = shards_of(tmp_path / "small", np.zeros((9, 8, 8, 3), np.uint8), np.zeros(9))
-    with pytest.raises(ValueError, match=r"samples are \[8, 8, 3\], the real images \[16, 16, 3\]"):
+    with pytest.raises(ValueError, match=r"samples are \[8, 8, 3\], the real images \[16, 16"):
         evaluated(small)
 
 
 def test_samples_without_a_class_are_refused(digits, tmp_path, evaluated):
     unlabelled = shards_of(tmp_path / "samples", digits[0][:9], np.full(9, -1))
-    with pytest.raises(ValueError, match="needs the class of each sample"):
+    with pytest.raises(ValueError, match="needs the class of each image"):
         evaluated(unlabelled)
 
 
@@ -258,3 +259,16 @@ def test_fewer_reconstructions_than_images_are_refused(images, evaluated, digits
     some = shards_of(tmp_path / "some", digits[0][:9], digits[1][:9])
     with pytest.raises(ValueError, match="psnr need one sample for each image"):
         evaluated(some, EvaluationConfig(metrics=("psnr",)))
+
+
+def test_reconstructions_that_equal_their_images_are_counted_not_averaged(
+    images, evaluated, tmp_path
+):
+    pixels = images.read(np.arange(len(images)))
+    pixels[0] = 255 - pixels[0]
+    one_off = shards_of(tmp_path / "r", pixels, images.labels)
+    result = evaluated(one_off, EvaluationConfig(metrics=("psnr",)))
+    assert result["protocol"]["metrics"]["psnr"]["num_equal"] == len(images) - 1
+    assert np.isfinite(result["metrics"]["psnr"])
+    with pytest.raises(ValueError, match="every sample equals its image"):
+        evaluated(images, EvaluationConfig(metrics=("psnr",)))

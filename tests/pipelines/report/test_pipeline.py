@@ -35,7 +35,8 @@ def catalog(tmp_path) -> DataCatalog:
     )
     for row in ("dsd_b", "dsd_s"):
         samplings = {"plain": {"fid": 4.25}, "guided": {"fid": 3.35}}
-        paper = {"params": 1, "data": "imagenet_256", "samplings": samplings}
+        paper = {"params": 1, "data": "imagenet_256", "num_samples": 50_000, "reference": None}
+        paper["samplings"] = samplings
         catalog[f"params:{row}.paper"] = MemoryDataset(paper)
         catalog[f"params:{row}.data"] = MemoryDataset("digits_32")
     return catalog
@@ -58,7 +59,12 @@ def test_a_report_shows_what_was_run_and_logs_it(catalog, tmp_path, caplog):
     result = {
         "metrics": {"fd_tiny": 12.5},
         "baselines": {"fd_tiny": {"noise": 188.0}},
-        "protocol": {"extractors": {}, "samples": {}},
+        "protocol": {
+            "extractors": {},
+            "samples": {},
+            "num_samples": 20,
+            "reference": {"published": None, "num_images": 9},
+        },
     }
     catalog.save("dsd_b.guided.metrics", result)
     catalog.save("dsd_b.guided.grid", Image.new("RGB", (64, 64), "red"))

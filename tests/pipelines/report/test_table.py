@@ -10,6 +10,8 @@ from selfdistill.pipelines.report.table import PAPERS, Table
 PAPER = {
     "params": 205_000_000,
     "data": "imagenet_256",
+    "num_samples": 50_000,
+    "reference": "VIRTUAL.npz",
     "samplings": {
         "plain": {"fid": 4.25, "sfid": 8.96, "inception_score": 188.8},
         "guided": {"fid": 3.35, "sfid": 9.08, "inception_score": 254.7},
@@ -31,14 +33,19 @@ TINY = {
         },
         "quantisation": "floor <127.5 x + 128>",
         "num_samples": 300,
-        "num_reference": 1797,
+        "reference": {"published": None, "num_images": 1797},
         "samples": {"nfe": 49},
     },
 }
 EXACT = {
     "metrics": {"fid": 4.3712, "inception_score": 187.26},
     "baselines": {},
-    "protocol": {"extractors": {}, "samples": {"nfe": 249}},
+    "protocol": {
+        "extractors": {},
+        "samples": {"nfe": 249},
+        "num_samples": 50_000,
+        "reference": {"published": {"file": "VIRTUAL.npz", "sha256": "ab"}, "num_images": 10},
+    },
 }
 
 
@@ -118,6 +125,20 @@ def test_numbers_of_other_metrics_or_other_data_never_stand_in_the_papers_table(
     papers, other = made.markdown("dsd").split("Not comparable with the paper")
     assert "7.7" not in papers
     assert "7.7" in other
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_samples": 1_000},
+        {"reference": {"published": None, "num_images": 1_281_167}},
+        {"reference": {"published": {"file": None, "sha256": "cd"}, "num_images": 10}},
+    ],
+)
+def test_fewer_samples_or_another_reference_keep_a_fid_from_the_papers_table(change):
+    made = table({**EXACT, "protocol": {**EXACT["protocol"], **change}})
+    line = rows_of_csv(made)[0]
+    assert (line["fid_ours"], line["fid"]) == ("", "4.3712")
 
 
 def test_repeats_show_their_standard_deviation():

@@ -1,14 +1,17 @@
 """Statistics of a set of images, collected by all ranks in pieces that a killed run goes on from.
 
 The pieces and the batches inside them depend on the number of images alone, and are merged in their
-order: any number of ranks gives the same bits.
+order: any number of ranks, each with the same number of threads, gives the same bits.
 """
 
 import json
 import logging
 import math
+import pickle
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,94 +19,135 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from selfdistill.data.image_set import ImageSet, open_image_set
+from selfdistill.data.image_set import ImageSet
 from selfdistill.data.loader import read_ahead
-from selfdistill.distributed import World, run_job
+from selfdistill.distributed import World, pick_device, run_job
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.files import atomic_path, fingerprint, job, source_fingerprint
 from selfdistill.metrics.config import EvaluationConfig
-from selfdistill.metrics.definitions import accepted_sha256
+from selfdistill.metrics.definitions import DEFINITIONS, accepted_sha256
 from selfdistill.metrics.extractors import build_extractor
 from selfdistill.metrics.metric import Need
 from selfdistill.metrics.statistics import Arrays, RunningStatistics, Statistics
+from selfdistill.metrics.tiny import TinyExtractor
 
 logger = logging.getLogger(__name__)
 
 _SCIENCE = (
-    "metrics", "networks/dinov2.py", "networks/inception.py", "networks/inception_graph.py",
-    "pipelines/evaluate",
+    "data/image_folder.py", "data/image_set.py", "data/npz_images.py", "data/shards.py", "metrics",
+    "networks/dinov2.py", "networks/inception.py", "networks/inception_graph.py",
+    "networks/weights.py", "pipelines/evaluate",
 )  # fmt: skip
+LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "timm", "pillow", "clean-fid")
 # 24 divides among 1, 2, 3, 4, 6, 8, 12 or 24 ranks; a piece's covariances take 70 MB.
 _NUM_PIECES = 24
 _BATCHES_PER_PIECE = 8  # or more
 
 
-def collect(
-    images: ImageSet,
-    chosen: Sequence[int] | np.ndarray,
-    needs: Sequence[Need],
-    config: EvaluationConfig,
-    weights: Mapping[str, Path],
-    distributed: DistributedConfig,
-    scratch: Path,
-) -> Statistics:
-    """Return what the metrics need to know of some images; it is kept for the next time.
+@dataclass(frozen=True)
+class Collector:
+    """What statistics are made with: the same for all the images of an evaluation.
 
-    Args:
-        images: Any set of images.
-        chosen: Which of them, in this order.
-        needs: What to know.
-        config: Batch size and profile.
+    Attributes:
+        config: Batch size, profile, and the metrics.
         weights: Files of the extractors' weights, by the names in `metrics.definitions`.
         distributed: The machine.
-        scratch: Where pieces and finished statistics are kept.
-
-    Raises:
-        ValueError: If a file of weights is not the network that defines its extractor, an image
-            cannot be read, or another run is at work in `scratch`.
+        scratch: Where pieces and finished statistics are kept; all of it may be deleted.
     """
-    if not needs:
-        return Statistics()
-    extractors = sorted({need.extractor for need in needs})
-    sources = {name: accepted_sha256(name, weights) for name in extractors}
-    indices = np.asarray(chosen)
-    decisive = {
-        "images": images.fingerprint,
-        "chosen": fingerprint(indices.tolist()),
-        "needs": sorted(needs),
-        "weights": sources,
-        "profile": config.profile,
-        "batch_size": config.batch_size,
-        "source": source_fingerprint(*_SCIENCE),
-        "torch": torch.__version__,
-    }
-    with job(scratch, fingerprint(decisive)) as directory:
-        finished = directory.with_suffix(".npz")
-        if finished.is_file():
-            logger.info("Found the statistics of these images in %s", finished)
-        else:
-            pieces = _collect_pieces(
-                images, indices, needs, config, weights, distributed, directory
-            )
-            merged = RunningStatistics(needs)
-            for piece in pieces:
-                merged.merge(RunningStatistics.from_state(_load(piece)))
-            _save(finished, merged.finish().arrays())
-        shutil.rmtree(directory)
-        return Statistics.from_arrays(_load(finished))
 
+    config: EvaluationConfig
+    weights: Mapping[str, Path]
+    distributed: DistributedConfig
+    scratch: Path
 
-def forget(scratch: Path) -> None:
-    """Delete the finished statistics that are kept in `scratch`."""
-    for finished in scratch.glob("*.npz"):
-        finished.unlink()
+    @property
+    def device(self) -> torch.device:
+        """Where this process may compute."""
+        return torch.device(pick_device(self.distributed.device))
+
+    def collect(
+        self, images: ImageSet, chosen: Sequence[int] | np.ndarray, needs: Sequence[Need]
+    ) -> Statistics:
+        """Return what the metrics need to know of some images; it is kept for the next time.
+
+        Args:
+            images: Any set of images.
+            chosen: Which of them, in this order.
+            needs: What to know.
+
+        Raises:
+            ValueError: If a file of weights is not the network that defines its extractor, an image
+                cannot be read, or another run is at work in the scratch folder.
+        """
+        if not needs:
+            return Statistics()
+        indices = np.asarray(chosen)
+        decisive = {
+            "images": images.fingerprint,
+            "chosen": fingerprint(indices.tolist()),
+            "needs": sorted(needs),
+            "extractors": self.protocol(needs),
+            "batch_size": self.config.batch_size,
+            "source": source_fingerprint(*_SCIENCE),
+            "libraries": [version(name) for name in LIBRARIES],
+        }
+        with job(self.scratch, fingerprint(decisive)) as directory:
+            finished = directory.with_suffix(".npz")
+            if finished.is_file():
+                logger.info("Found the statistics of %s in %s", images.path, finished)
+            else:
+                merged = RunningStatistics(needs)
+                for piece in self._pieces(images, indices, needs, directory):
+                    merged.merge(RunningStatistics.from_state(_load(piece)))
+                _save(finished, merged.finish().arrays())
+            shutil.rmtree(directory)
+            return Statistics.from_arrays(_load(finished))
+
+    def protocol(self, needs: Sequence[Need]) -> dict[str, dict[str, Any]]:
+        """Return by extractor what decides the features, as JSON values.
+
+        Raises:
+            ValueError: If a file of weights is not the network that defines its extractor.
+        """
+        protocol: dict[str, dict[str, Any]] = {}
+        for name in sorted({need.extractor for need in needs}):
+            sha256 = accepted_sha256(name, self.weights) or TinyExtractor().weights_sha256
+            protocol[name] = {"weights_sha256": sha256, "resize": DEFINITIONS[name].resize}
+            if name == "inception_2015":
+                protocol[name]["profile"] = self.config.profile
+            protocol[name]["device"] = "cpu" if name == "tiny" else self.device.type
+        return protocol
+
+    def forget(self) -> None:
+        """Delete the finished statistics that are kept in the scratch folder."""
+        for finished in self.scratch.glob("*.npz"):
+            finished.unlink()
+
+    def _pieces(
+        self, images: ImageSet, indices: np.ndarray, needs: Sequence[Need], directory: Path
+    ) -> list[Path]:
+        """Have the missing pieces made and return the files of all, in order."""
+        pieces = _cut(len(indices), self.config.batch_size)
+        if missing := [piece for piece in pieces if not _piece(directory, piece[0]).is_file()]:
+            with atomic_path(directory / "images.pickle") as temporary:
+                temporary.write_bytes(pickle.dumps((images, indices)))
+            spec = {
+                "needs": needs,
+                "weights": {name: str(file) for name, file in self.weights.items()},
+                "profile": self.config.profile,
+                "batch_size": self.config.batch_size,
+                "pieces": missing,
+            }
+            run_job(run, directory, spec, self.distributed)
+        return [_piece(directory, number) for number, _, _ in pieces]
 
 
 def run(spec: Path, world: World) -> None:
     """Collect this rank's share of the missing pieces."""
     values = json.loads(spec.read_text(encoding="utf-8"))
     directory = Path(values["directory"])
-    images, indices = open_image_set(Path(values["images"])), np.load(directory / "indices.npy")
+    # A handle that the starter has opened and checked, written by itself a moment ago.
+    images, indices = pickle.loads((directory / "images.pickle").read_bytes())
     needs = [Need(*need) for need in values["needs"]]
     taps: dict[Any, set[str]] = {}
     for need in needs:
@@ -112,11 +156,12 @@ def run(spec: Path, world: World) -> None:
     extractors = {
         name: build_extractor(name, weights, values["profile"], world.device) for name in taps
     }
+    mine = values["pieces"][world.rank :: world.size]
     bar = tqdm(
-        total=sum(stop - start for _, start, stop in values["pieces"][world.rank :: world.size]),
-        desc="evaluate", unit="img", mininterval=1.0, disable=not world.is_main,
+        total=sum(stop - start for _, start, stop in mine), desc="evaluate", unit="img",
+        mininterval=1.0, disable=not world.is_main,
     )  # fmt: skip
-    for piece, start, stop in values["pieces"][world.rank :: world.size]:
+    for piece, start, stop in mine:
         running = RunningStatistics(needs)
         starts = range(start, stop, values["batch_size"])
         wanted = (indices[first : min(first + starts.step, stop)] for first in starts)
@@ -129,34 +174,7 @@ def run(spec: Path, world: World) -> None:
     bar.close()
 
 
-def _collect_pieces(
-    images: ImageSet,
-    indices: np.ndarray,
-    needs: Sequence[Need],
-    config: EvaluationConfig,
-    weights: Mapping[str, Path],
-    distributed: DistributedConfig,
-    directory: Path,
-) -> list[Path]:
-    """Have the missing pieces made and return the files of all, in order."""
-    pieces = _pieces(len(indices), config.batch_size)
-    missing = [piece for piece in pieces if not _piece(directory, piece[0]).is_file()]
-    if missing:
-        with atomic_path(directory / "indices.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, indices)
-        spec = {
-            "images": str(images.path),
-            "needs": needs,
-            "weights": {name: str(file) for name, file in weights.items()},
-            "profile": config.profile,
-            "batch_size": config.batch_size,
-            "pieces": missing,
-        }
-        run_job(run, directory, spec, distributed)
-    return [_piece(directory, number) for number, _, _ in pieces]
-
-
-def _pieces(num_images: int, batch_size: int) -> list[tuple[int, int, int]]:
+def _cut(num_images: int, batch_size: int) -> list[tuple[int, int, int]]:
     """Return number, start and stop of each piece, a whole number of batches but for the last."""
     num_batches = math.ceil(num_images / batch_size)
     size = batch_size * max(_BATCHES_PER_PIECE, math.ceil(num_batches / _NUM_PIECES))

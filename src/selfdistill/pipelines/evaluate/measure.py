@@ -4,36 +4,29 @@ import logging
 import statistics
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from selfdistill import __version__
 from selfdistill.data.image_set import ImageSet
-from selfdistill.distributed_config import DistributedConfig
 from selfdistill.metrics.config import METRICS, EvaluationConfig, needs_of
-from selfdistill.metrics.definitions import DEFINITIONS, accepted_sha256
 from selfdistill.metrics.metric import Measurement
 from selfdistill.metrics.statistics import Statistics
 from selfdistill.metrics.subject import Subject
-from selfdistill.metrics.tiny import TinyExtractor
-from selfdistill.pipelines.evaluate.collect import collect, forget
+from selfdistill.pipelines.evaluate.checks import check_sets
+from selfdistill.pipelines.evaluate.collect import LIBRARIES, Collector
+from selfdistill.pipelines.evaluate.reference import BASELINES, about_of
 
 logger = logging.getLogger(__name__)
-
-_VERSIONS = ("torch", "numpy", "scipy", "scikit-learn", "timm", "pillow", "clean-fid")
 
 
 def evaluate(
     samples: ImageSet,
     images: ImageSet,
-    reference: Mapping[str, np.ndarray],
-    config: EvaluationConfig,
+    reference: dict[str, np.ndarray],
     repeats: int,
-    weights: Mapping[str, Path],
-    distributed: DistributedConfig,
-    scratch: Path,
+    collector: Collector,
 ) -> dict[str, Any]:
     """Return the metrics, their baselines and the protocol, as JSON values.
 
@@ -41,11 +34,8 @@ def evaluate(
         samples: Generated images.
         images: Real images.
         reference: What `reference.describe` made of them.
-        config: The metrics, and how.
         repeats: Equal consecutive parts of the samples, each evaluated by itself.
-        weights: Files of the extractors' weights, by name.
-        distributed: The machine.
-        scratch: Where unfinished work is kept.
+        collector: What statistics are made with, and the metrics.
 
     Returns:
         "metrics", the mean over the repeats; "std" over them, where there are two or more, with
@@ -55,7 +45,9 @@ def evaluate(
     Raises:
         ValueError: If samples, images, reference and metrics do not fit each other.
     """
-    _check(samples, images, reference, config, repeats)
+    config = collector.config
+    check_sets(samples, images, config, repeats)
+    _check_reference(reference, images, config)
     num = len(samples) // repeats
     measured: list[dict[str, Measurement]] = []
     for repeat in range(repeats):
@@ -64,41 +56,45 @@ def evaluate(
             sample_set=samples,
             chosen=chosen,
             image_set=images,
-            samples=collect(
-                samples, chosen, needs_of(config.metrics), config, weights, distributed, scratch
-            ),
+            samples=collector.collect(samples, chosen, needs_of(config.metrics)),
             reference=Statistics.from_arrays(reference),
-            noise_and_halves={
-                name: float(reference[name]) for name in _BASELINES if name in reference
-            },
+            noise_and_halves={n: float(reference[n]) for n in BASELINES if n in reference},
             batch_size=config.batch_size,
+            device=collector.device,
         )
         measured.append({name: METRICS[name].measure(subject) for name in config.metrics})
         _log(measured[-1], repeat, repeats)
-    forget(scratch)
+    collector.forget()
     return {
         **_numbers(measured),
         "baselines": {
             metric: {name: _rounded(value) for name, value in one.baselines.items()}
             for metric, one in measured[0].items()
         },
-        "protocol": _protocol(samples, images, reference, config, num, weights, measured[0]),
+        "protocol": {
+            "extractors": collector.protocol(needs_of(config.metrics)),
+            "quantisation": samples.about.get("quantisation", "not recorded by the sampler"),
+            "num_samples": num,
+            "samples_fingerprint": samples.fingerprint,
+            "samples": samples.about,
+            "batch_size": config.batch_size,
+            "reference": about_of(reference),
+            "metrics": {name: one.protocol for name, one in measured[0].items() if one.protocol},
+            "versions": {
+                **{name: version(name) for name in LIBRARIES},
+                "selfdistill": __version__,
+            },
+        },
     }
 
 
-_BASELINES = ("noise", "real_halves")
-
-
-def _check(
-    samples: ImageSet,
-    images: ImageSet,
-    reference: Mapping[str, np.ndarray],
-    config: EvaluationConfig,
-    repeats: int,
+def _check_reference(
+    reference: dict[str, np.ndarray], images: ImageSet, config: EvaluationConfig
 ) -> None:
-    if str(reference["images"]) != images.fingerprint:
+    made_of = about_of(reference)["images"]
+    if made_of != images.fingerprint:
         raise ValueError(
-            f"the reference was made of other images ({reference['images']}) than {images.path} "
+            f"the reference was made of other images ({made_of}) than {images.path} "
             f"({images.fingerprint}); run the node describe_reference again"
         )
     known = Statistics.from_arrays(reference)
@@ -107,22 +103,6 @@ def _check(
         raise ValueError(
             f"the reference does not know {', '.join(missing)}, which "
             f"{', '.join(config.metrics)} need; run the node describe_reference again"
-        )
-    if len(images) and samples.shape != images.shape:
-        raise ValueError(
-            f"{samples.path}: samples are {list(samples.shape)}, the real images "
-            f"{list(images.shape)}"
-        )
-    if len(samples) % repeats or len(samples) // repeats < 2:
-        raise ValueError(
-            f"{samples.path}: {len(samples)} samples do not divide into {repeats} repeats of two "
-            "or more"
-        )
-    paired = [name for name in config.metrics if METRICS[name].paired]
-    if paired and (repeats > 1 or len(samples) != len(images)):
-        raise ValueError(
-            f"{samples.path}: {', '.join(paired)} need one sample for each image, in their order; "
-            f"there are {len(samples)} samples and {len(images)} images"
         )
 
 
@@ -136,38 +116,6 @@ def _numbers(measured: list[dict[str, Measurement]]) -> dict[str, Any]:
         "metrics": means,
         "std": {name: _rounded(statistics.stdev(numbers)) for name, numbers in values.items()},
         "repeats": {name: [*map(_rounded, numbers)] for name, numbers in values.items()},
-    }
-
-
-def _protocol(
-    samples: ImageSet,
-    images: ImageSet,
-    reference: Mapping[str, np.ndarray],
-    config: EvaluationConfig,
-    num_samples: int,
-    weights: Mapping[str, Path],
-    measured: Mapping[str, Measurement],
-) -> dict[str, Any]:
-    extractors = sorted({need.extractor for need in needs_of(config.metrics)})
-    return {
-        "extractors": {
-            name: {
-                "weights_sha256": accepted_sha256(name, weights) or TinyExtractor().weights_sha256,
-                "resize": DEFINITIONS[name].resize,
-                "profile": config.profile,
-            }
-            for name in extractors
-        },
-        "quantisation": samples.about.get("quantisation", "not recorded by the sampler"),
-        "num_samples": num_samples,
-        "num_reference": len(images),
-        "reference": images.fingerprint,
-        "published_reference": str(reference["published"]) or None,
-        "samples_fingerprint": samples.fingerprint,
-        "samples": samples.about,
-        "batch_size": config.batch_size,
-        "metrics": {name: one.protocol for name, one in measured.items() if one.protocol},
-        "versions": {**{name: version(name) for name in _VERSIONS}, "selfdistill": __version__},
     }
 
 

@@ -12,12 +12,16 @@ else:  # Kedro resolves all hints of a node; if one fails it skips the validatio
     ImageSet = Any
 
 
-def open_brought(samples: str | None, reference: str | None) -> tuple[ImageSet, ImageSet]:
-    """Open the images that a user brings.
+def open_brought(
+    samples: str | None, reference: str | None, evaluation: EvaluationConfig, repeats: int
+) -> tuple[ImageSet, ImageSet]:
+    """Open the images that a user brings, and check that they fit each other.
 
     Args:
         samples: Path of what is judged.
         reference: Path of what it is held against.
+        evaluation: The metrics.
+        repeats: Equal consecutive parts of the samples.
 
     Raises:
         FileNotFoundError: If there is nothing at a path.
@@ -25,7 +29,7 @@ def open_brought(samples: str | None, reference: str | None) -> tuple[ImageSet, 
     """
     from selfdistill.pipelines.evaluate.brought import open_samples_and_reference
 
-    return open_samples_and_reference(samples, reference)
+    return open_samples_and_reference(samples, reference, evaluation, repeats)
 
 
 def describe_reference(
@@ -48,17 +52,18 @@ def describe_reference(
         weights: Files of the extractors' weights, by name.
 
     Returns:
-        NumPy arrays by name, as `reference.describe` lists them.
+        NumPy arrays by name, as `describe` lists them.
 
     Raises:
         ValueError: If a file of weights is not the network it should be, or a file is damaged.
     """
     from selfdistill.data.npz_images import NpzImages
+    from selfdistill.pipelines.evaluate.collect import Collector
     from selfdistill.pipelines.evaluate.reference import describe
 
     brought = images if isinstance(images, NpzImages) else None
     file = NpzImages.open(published) if published else brought
-    return describe(images, file, evaluation, weights, distributed, scratch)
+    return describe(images, file, Collector(evaluation, weights, distributed, scratch))
 
 
 def evaluate_samples(
@@ -91,6 +96,8 @@ def evaluate_samples(
         ValueError: If the reference was made of other images or for other metrics, the images
             differ in size, or a file of weights is not the network it should be.
     """
+    from selfdistill.pipelines.evaluate.collect import Collector
     from selfdistill.pipelines.evaluate.measure import evaluate
 
-    return evaluate(samples, images, reference, evaluation, repeats, weights, distributed, scratch)
+    collector = Collector(evaluation, weights, distributed, scratch)
+    return evaluate(samples, images, reference, repeats, collector)

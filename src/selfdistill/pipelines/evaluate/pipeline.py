@@ -75,7 +75,12 @@ def create_compare_pipeline(weights: Sequence[str]) -> Pipeline:
         [
             Node(
                 nodes.open_brought,
-                inputs=["params:samples", "params:reference"],
+                inputs=[
+                    "params:samples",
+                    "params:reference",
+                    "params:evaluation",
+                    "params:repeats",
+                ],
                 outputs=["brought_samples", "brought_reference"],
                 name="open",
             )

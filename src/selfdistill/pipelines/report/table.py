@@ -14,7 +14,7 @@ from selfdistill.pipelines.report.render import Grid, to_html, to_markdown, to_p
 # Made for small data; no paper has them.
 _SMALL = ("fd_tiny", "class_accuracy")
 _ARROWS = {"lower": "↓", "higher": "↑"}
-_OTHER_HEADING = "Not comparable with the paper: measured on other data, or by other metrics"
+_OTHER_HEADING = "Not comparable with the paper: other data, samples, reference or metrics"
 _PROTOCOL_HEADING = "How it was measured"
 _NOTE = (
     "Difference is ours minus the paper's. A cell is empty where the paper gives no number or "
@@ -31,8 +31,9 @@ class Entry:
         sampling: The sampling.
         params: Parameters of the paper's network.
         paper: The paper's numbers by metric.
-        ours: Our numbers by metric, measured on the paper's data.
-        other: Our numbers by metric, measured on other data or by metrics that no paper has.
+        ours: Our numbers by metric, measured as the paper's are: on the same data, of as many
+            samples, against the same reference.
+        other: Our other numbers by metric.
         baselines: By metric, the numbers to read `other` by, by name.
         spread: Standard deviation by metric over repeats; empty when there was one evaluation.
         protocol: How ours or `other` were measured; empty when nobody has run the row.
@@ -69,15 +70,18 @@ class Entry:
         known = (row, sampling, paper["params"], paper["samplings"].get(sampling, {}))
         if result is None:
             return cls(*known)
-        metrics = result["metrics"]
-        comparable = [name for name in metrics if data == paper["data"] and name not in _SMALL]
+        metrics, protocol = result["metrics"], result["protocol"]
+        published = protocol["reference"]["published"]
+        measured_on = (data, protocol["num_samples"], published and published["file"])
+        alike = measured_on == (paper["data"], paper["num_samples"], paper["reference"])
+        comparable = [name for name in metrics if alike and name not in _SMALL]
         return cls(
             *known,
             ours={name: metrics[name] for name in comparable},
             other={name: value for name, value in metrics.items() if name not in comparable},
             baselines=result["baselines"],
             spread=result.get("std", {}),
-            protocol=result["protocol"],
+            protocol=protocol,
         )
 
     @property
@@ -229,17 +233,17 @@ class Table:
         columns = {
             "quantisation": "quantisation",
             "num_samples": "samples",
-            "num_reference": "real images",
         }
         lines = []
         for entry in (entry for entry in self.entries if entry.protocol):
             cells = [str(entry.protocol.get(key, "")) for key in columns]
+            reference = _reference(entry.protocol["reference"])
             for name, extractor in entry.protocol["extractors"].items():
                 weights = str(extractor["weights_sha256"])[:8]
-                about = (name, weights, extractor["resize"], extractor["profile"])
-                lines.append((entry.row, entry.sampling, *about, *cells))
-        heads = ["row", "sampling", "extractor", "weights", "resize", "profile", *columns.values()]
-        return _grid(heads, lines, num_text=7)
+                about = (name, weights, extractor["resize"], extractor.get("profile", ""))
+                lines.append((entry.row, entry.sampling, *about, reference, *cells))
+        heads = ["row", "sampling", "extractor", "weights", "resize", "profile", "reference"]
+        return _grid([*heads, *columns.values()], lines, num_text=8)
 
     def _paper_metrics(self) -> list[str]:
         """Return the metrics that the paper or we have numbers of, in the order of `METRICS`."""
@@ -257,6 +261,14 @@ class Table:
 
     def _other_entries(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.other]
+
+
+def _reference(about: Mapping[str, Any]) -> str:
+    """Return what samples were compared with."""
+    published = about["published"]
+    if published:
+        return str(published["file"] or f"an unknown file, {published['sha256'][:8]}")
+    return f"{about['num_images']} images"
 
 
 def _heading(title: str) -> str:
