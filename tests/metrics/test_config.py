@@ -27,7 +27,7 @@ def test_numbers_are_shown_as_the_field_prints_them(name):
 
 def test_needs_are_shared_by_the_metrics_and_the_reference_has_no_score():
     needs = needs_of(["fid", "rfid", "inception_score", "precision", "recall", "psnr"])
-    assert [need.kind for need in needs] == ["scores", "features", "moments"]
+    assert [need.kind for need in needs] == ["scores", "features", "moments", "own_moments"]
     of_reference = needs_of(["fid", "inception_score"], of_reference=True)
     assert of_reference == (Need("inception_2015", "pool_3", "moments"),)
 

@@ -182,7 +182,7 @@ def test_a_batch_that_does_not_divide_is_named(run, tmp_path):
 
 def test_a_changed_parameter_starts_anew_and_says_so(run, tmp_path, caplog, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("selfdistill.pipelines.train.job.launch", lambda *_: sys.exit(143))
+        patch.setattr("selfdistill.pipelines.train.job.run_job", lambda *_: sys.exit(143))
         with pytest.raises(SystemExit):
             run(tmp_path)
     with caplog.at_level("INFO"):
@@ -206,7 +206,7 @@ def test_two_runs_never_share_a_job(run, tmp_path):
 
 def test_a_finished_training_that_was_not_fetched_is_not_repeated(run, tmp_path, monkeypatch):
     first = content(run(tmp_path))
-    monkeypatch.setattr("selfdistill.pipelines.train.job.launch", None)
+    monkeypatch.setattr("selfdistill.pipelines.train.job.run_job", None)
     assert content(run(tmp_path)) == first
 
 
