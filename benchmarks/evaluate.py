@@ -95,7 +95,7 @@ def libraries(folder: Path, device: torch.device) -> dict[str, Library]:
 
     def resized(images: np.ndarray) -> Tensor:
         pixels = np.stack([resize(image) for image in images])
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
 
     functions = {
         "torch-fidelity": torch_fidelity(file, device),
