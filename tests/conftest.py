@@ -31,7 +31,7 @@ def project() -> Path:
     return PROJECT
 
 
-def write_set(directory: Path, rows: np.ndarray, shard_size: int = 16, **about: str) -> Shards:
+def write_set(directory: Path, rows: np.ndarray, shard_size: int = 16, **about: Any) -> Shards:
     """Write rows (N, ...) with labels i mod 5 as a shard set."""
     num_shards = -(-len(rows) // shard_size)
     for shard in range(num_shards):

@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfdistill.metrics.config import Profile
 from selfdistill.metrics.definitions import DEFINITIONS
 from selfdistill.metrics.full_precision import full_precision
 from selfdistill.metrics.metric import ExtractorName
 from selfdistill.metrics.tiny import TinyExtractor
 from selfdistill.networks.dinov2 import load_dinov2, resize_pil, resize_torch
 from selfdistill.networks.inception import fold, load_inception
-
-Profile = Literal["exact", "fast"]
 
 
 class Extractor(Protocol):

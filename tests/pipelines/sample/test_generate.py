@@ -57,6 +57,18 @@ def test_image_i_has_class_i_mod_k_and_its_own_noise(checkpoint, one_rank, tmp_p
     assert np.abs(samples.read([13])[0].astype(int) - expected).max() <= 1
 
 
+def test_repeats_are_sets_with_the_same_classes_and_noise_of_their_own(
+    checkpoint, one_rank, tmp_path
+):
+    repeats = config(num_images=7, repeats=3)
+    samples = generate_samples(checkpoint, NAMES, repeats, one_rank, tmp_path)
+    assert samples.labels.tolist() == [0, 1, 2, 3, 4, 0, 1] * 3
+    assert len(np.unique(pixels(samples).reshape(21, -1), axis=0)) == 21
+    first = generate_samples(checkpoint, NAMES, config(num_images=7), one_rank, tmp_path / "one")
+    difference = np.abs(pixels(samples)[:7].astype(int) - pixels(first).astype(int))
+    assert difference.max() <= 1
+
+
 def test_batches_and_shards_do_not_matter(checkpoint, one_rank, tmp_path):
     one = generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path / "one")
     two = generate_samples(
