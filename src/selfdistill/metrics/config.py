@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -75,7 +75,7 @@ class EvaluationConfig(Config):
     metrics: tuple[str, ...] = Field(min_length=1)
     batch_size: PositiveInt = 64
     profile: Profile = "exact"
-    num_manifold_images: PositiveInt | None = 10_000
+    num_manifold_images: Annotated[int, Field(ge=4)] | None = 10_000
 
     @model_validator(mode="after")
     def _metrics_are_known_and_named_once(self) -> Self:
@@ -92,7 +92,7 @@ class CompareConfig(Config):
     Attributes:
         samples: What is judged: an ADM `.npz`, a folder of images, or image shards.
         reference: What it is held against: any of these; an ADM `.npz` may hold statistics alone.
-        name: Of the result's file.
+        name: Of the result's file; the catalog reads it from --params alone.
         repeats: Equal consecutive parts that the samples are cut into; each is evaluated, and the
             result has mean and standard deviation.
         evaluation: What is measured, and how.

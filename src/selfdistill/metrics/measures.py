@@ -72,10 +72,6 @@ def class_accuracy(subject: "Subject") -> Measurement:
     from selfdistill.metrics.class_accuracy import RealClassifier, thumbnails
 
     wanted = subject.sample_set.labels[np.asarray(subject.chosen)]
-    if (wanted < 0).any():
-        raise ValueError(
-            f"{subject.sample_set.path}: class_accuracy needs the class of each sample"
-        )
     real, generated = (
         np.concatenate([thumbnails(batch) for batch in batches])
         for batches in (subject.image_batches(), subject.sample_batches())

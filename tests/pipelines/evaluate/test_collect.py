@@ -65,12 +65,13 @@ def test_a_killed_run_goes_on_with_the_missing_pieces(collected, monkeypatch):
 
 
 def test_finished_statistics_are_not_made_again_until_they_are_forgotten(
-    collected, monkeypatch, tmp_path
+    images, monkeypatch, tmp_path
 ):
-    first = collected()
-    monkeypatch.setattr(module, "run_job", None)
-    assert equal(collected(), first)
     machine = DistributedConfig(device="cpu", num_ranks=1)
-    Collector(CONFIG, {}, machine, tmp_path / "scratch").forget()
+    collector = Collector(CONFIG, {}, machine, tmp_path)
+    first = collector.collect(images, range(40), NEEDS).arrays()
+    monkeypatch.setattr(module, "run_job", None)
+    assert equal(collector.collect(images, range(40), NEEDS).arrays(), first)
+    collector.forget()
     with pytest.raises(TypeError):
-        collected()
+        collector.collect(images, range(40), NEEDS)

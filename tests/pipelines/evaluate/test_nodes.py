@@ -15,6 +15,7 @@ from selfdistill.metrics.config import EvaluationConfig
 from selfdistill.metrics.frechet import frechet_distance
 from selfdistill.metrics.moments import Moments, RunningMoments
 from selfdistill.metrics.tiny import TinyExtractor
+from selfdistill.pipelines.evaluate.checks import check_sets
 from selfdistill.pipelines.evaluate.nodes import describe_reference, evaluate_samples
 
 CONFIG = EvaluationConfig(metrics=("fd_tiny", "class_accuracy"), batch_size=100)
@@ -272,3 +273,17 @@ def test_reconstructions_that_equal_their_images_are_counted_not_averaged(
     assert np.isfinite(result["metrics"]["psnr"])
     with pytest.raises(ValueError, match="every sample equals its image"):
         evaluated(images, EvaluationConfig(metrics=("psnr",)))
+
+
+def test_a_reference_made_in_another_way_is_refused(images, reference, evaluated, tmp_path):
+    about = json.loads(str(reference["about"]))
+    about["extractors"]["tiny"]["weights_sha256"] = "0" * 64
+    other = {**reference, "about": np.array(json.dumps(about))}
+    with pytest.raises(ValueError, match=r"with other weights or another profile of tiny"):
+        evaluate_samples(images, images, other, CONFIG, 1, HERE, tmp_path / "scratch")
+
+
+def test_too_few_real_images_are_refused_before_any_work(digits, tmp_path):
+    few = shards_of(tmp_path / "few", digits[0][:3], digits[1][:3])
+    with pytest.raises(ValueError, match=r"few: fd_tiny need 4 real images or more, it holds 3"):
+        check_sets(few, few, EvaluationConfig(metrics=("fd_tiny",)), 1)

@@ -76,6 +76,8 @@ def test_its_statistics_are_believed_and_its_images_all_serve_precision_and_reca
     assert about["published"] == {
         "file": None, "sha256": file.fingerprint, "believed": ["pool_3", "spatial"],
     }  # fmt: skip
+    assert set(about["extractors"]) == {"inception_2015"}  # of the features; but of moments alone:
+    assert about_of(describe(file, file, collector("fid")))["extractors"] == {}
 
 
 def test_reconstructions_are_held_against_their_own_images_not_a_larger_set(

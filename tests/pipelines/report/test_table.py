@@ -141,6 +141,24 @@ def test_fewer_samples_or_another_reference_keep_a_fid_from_the_papers_table(cha
     assert (line["fid_ours"], line["fid"]) == ("", "4.3712")
 
 
+def test_a_paper_without_a_reference_file_is_not_compared_with_an_unknown_one():
+    paper = {**PAPER, "reference": None}
+    unknown = {"reference": {"published": {"file": None, "sha256": "cd"}, "num_images": 10}}
+    own = {"reference": {"published": None, "num_images": 10}}
+    for change, ours in ((unknown, ""), (own, "4.3712")):
+        made = table({**EXACT, "protocol": {**EXACT["protocol"], **change}}, paper=paper)
+        assert rows_of_csv(made)[0]["fid_ours"] == ours
+
+
+def test_repeats_of_other_metrics_show_their_standard_deviation_too():
+    made = table({**TINY, "std": {"fd_tiny": 0.25}})
+    assert "12.35 ± 0.25" in made.markdown("dsd")
+    assert "12.35 ± 0.25" in made.text()
+    line = rows_of_csv(made)[0]
+    assert line["fd_tiny_other_std"] == "0.25"
+    assert "fid_std" not in line
+
+
 def test_repeats_show_their_standard_deviation():
     made = table({**EXACT, "std": {"fid": 0.0312}})
     _, plain, _ = rows_of_markdown(made.paper_table())

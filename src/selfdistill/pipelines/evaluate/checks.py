@@ -26,8 +26,15 @@ def check_sets(samples: ImageSet, images: ImageSet, config: EvaluationConfig, re
             f"{samples.path}: samples are {list(samples.shape)}, the real images "
             f"{list(images.shape)} ({images.path})"
         )
-    needs = needs_of(config.metrics)
-    fewest = max([2, *(_FEWEST[need.kind] for need in needs)])
+    fewest = max([2, *(_FEWEST[need.kind] for need in needs_of(config.metrics))])
+    of_reference = needs_of(config.metrics, of_reference=True)
+    halved = any(need.extractor == "tiny" for need in of_reference)
+    wanted = max([4 if halved else 2, *(_FEWEST[need.kind] for need in of_reference)])
+    if 0 < len(images) < wanted:
+        raise ValueError(
+            f"{images.path}: {', '.join(config.metrics)} need {wanted} real images or more, it "
+            f"holds {len(images)}"
+        )
     if len(samples) % repeats or len(samples) // repeats < fewest:
         raise ValueError(
             f"{samples.path}: {len(samples)} samples do not divide into {repeats} repeats of "

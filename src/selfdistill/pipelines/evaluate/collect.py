@@ -10,7 +10,7 @@ import math
 import pickle
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class Collector:
     weights: Mapping[str, Path]
     distributed: DistributedConfig
     scratch: Path
+    _finished: list[Path] = field(default_factory=list, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -101,6 +102,7 @@ class Collector:
                     merged.merge(RunningStatistics.from_state(_load(piece)))
                 _save(finished, merged.finish().arrays())
             shutil.rmtree(directory)
+            self._finished.append(finished)
             return Statistics.from_arrays(_load(finished))
 
     def protocol(self, needs: Sequence[Need]) -> dict[str, dict[str, Any]]:
@@ -119,9 +121,9 @@ class Collector:
         return protocol
 
     def forget(self) -> None:
-        """Delete the finished statistics that are kept in the scratch folder."""
-        for finished in self.scratch.glob("*.npz"):
-            finished.unlink()
+        """Delete the statistics that this collector has returned from the scratch folder."""
+        while self._finished:
+            self._finished.pop().unlink(missing_ok=True)
 
     def _pieces(
         self, images: ImageSet, indices: np.ndarray, needs: Sequence[Need], directory: Path

@@ -10,7 +10,7 @@ import numpy as np
 
 from selfdistill import __version__
 from selfdistill.data.image_set import ImageSet
-from selfdistill.metrics.config import METRICS, EvaluationConfig, needs_of
+from selfdistill.metrics.config import METRICS, needs_of
 from selfdistill.metrics.metric import Measurement
 from selfdistill.metrics.statistics import Statistics
 from selfdistill.metrics.subject import Subject
@@ -47,7 +47,7 @@ def evaluate(
     """
     config = collector.config
     check_sets(samples, images, config, repeats)
-    _check_reference(reference, images, config)
+    _check_reference(reference, images, collector)
     num = len(samples) // repeats
     measured: list[dict[str, Measurement]] = []
     for repeat in range(repeats):
@@ -89,21 +89,29 @@ def evaluate(
 
 
 def _check_reference(
-    reference: dict[str, np.ndarray], images: ImageSet, config: EvaluationConfig
+    reference: dict[str, np.ndarray], images: ImageSet, collector: Collector
 ) -> None:
-    made_of = about_of(reference)["images"]
-    if made_of != images.fingerprint:
-        raise ValueError(
-            f"the reference was made of other images ({made_of}) than {images.path} "
-            f"({images.fingerprint}); run the node describe_reference again"
-        )
-    known = Statistics.from_arrays(reference)
+    """Refuse a reference of other images, for other metrics, or made in another way."""
+    config, about = collector.config, about_of(reference)
     needs = needs_of(config.metrics, of_reference=True)
-    if missing := [f"{need.tap} of {need.extractor}" for need in needs if need not in known]:
-        raise ValueError(
-            f"the reference does not know {', '.join(missing)}, which "
-            f"{', '.join(config.metrics)} need; run the node describe_reference again"
-        )
+    known = Statistics.from_arrays(reference)
+    again = collector.protocol([need for need in needs if need.extractor in about["extractors"]])
+    made, now = (
+        {name: {**how, "device": None} for name, how in protocol.items()}
+        for protocol in (about["extractors"], again)
+    )
+    drawn, wanted = about["manifold"], config.num_manifold_images
+    if about["images"] != images.fingerprint:
+        fault = f"was made of other images ({about['images']}) than {images.path} holds"
+    elif missing := [f"{need.tap} of {need.extractor}" for need in needs if need not in known]:
+        fault = f"does not know {', '.join(missing)}, which {', '.join(config.metrics)} need"
+    elif changed := [name for name in made if name in now and made[name] != now[name]]:
+        fault = f"was made with other weights or another profile of {', '.join(changed)}"
+    elif drawn and drawn["num_wanted"] != wanted:
+        fault = f"was made with num_manifold_images {drawn['num_wanted']}, not {wanted}"
+    else:
+        return
+    raise ValueError(f"the reference {fault}; run the node describe_reference again")
 
 
 def _numbers(measured: list[dict[str, Measurement]]) -> dict[str, Any]:

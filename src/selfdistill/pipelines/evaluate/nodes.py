@@ -48,7 +48,7 @@ def describe_reference(
         distributed: The machine.
         scratch: Where unfinished work is kept.
         published: A reference file in ADM's format, which is believed instead of the images;
-            the images themselves where they are such a file.
+            the images themselves where they are a file with statistics.
         weights: Files of the extractors' weights, by name.
 
     Returns:
@@ -61,7 +61,7 @@ def describe_reference(
     from selfdistill.pipelines.evaluate.collect import Collector
     from selfdistill.pipelines.evaluate.reference import describe
 
-    brought = images if isinstance(images, NpzImages) else None
+    brought = images if isinstance(images, NpzImages) and images.statistics() else None
     file = NpzImages.open(published) if published else brought
     return describe(images, file, Collector(evaluation, weights, distributed, scratch))
 

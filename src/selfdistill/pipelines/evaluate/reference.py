@@ -97,13 +97,15 @@ def _about(
     Returns:
         "images" and "num_images": fingerprint and number of the real images; "published": None, or
         "file", its name if it is one of ADM's and else None, "sha256" and "believed", the taps
-        whose moments are its own; "manifold": whose features precision and recall use;
-        "extractors" and "versions" as in the protocol of a result.
+        whose moments are its own; "manifold": which features precision and recall use, None if they
+        are not wanted; "extractors" and "versions" as in the protocol of a result, of what was made
+        here: nothing is known of how published moments were.
     """
     needs = needs_of(collector.config.metrics, of_reference=True)
     believed = sorted(need.tap for need in known.moments)
+    features = [need for need in needs if need.kind == "features"]
     file = None
-    if published is not None and (believed or gallery is published):
+    if published is not None and (believed or (features and gallery is published)):
         file = {
             "file": REFERENCES.get(published.fingerprint),
             "sha256": published.fingerprint,
@@ -113,8 +115,14 @@ def _about(
         "images": images.fingerprint,
         "num_images": len(images),
         "published": file,
-        "manifold": gallery.fingerprint,
-        "extractors": collector.protocol(needs),
+        "manifold": {
+            "images": gallery.fingerprint,
+            "num_wanted": collector.config.num_manifold_images,
+            "seed": _SEED,
+        }
+        if features
+        else None,
+        "extractors": collector.protocol([need for need in needs if need not in known]),
         "versions": {name: version(name) for name in LIBRARIES},
     }
 

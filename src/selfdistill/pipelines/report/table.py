@@ -72,7 +72,8 @@ class Entry:
             return cls(*known)
         metrics, protocol = result["metrics"], result["protocol"]
         published = protocol["reference"]["published"]
-        measured_on = (data, protocol["num_samples"], published and published["file"])
+        reference = published["file"] or "unknown" if published else None
+        measured_on = (data, protocol["num_samples"], reference)
         alike = measured_on == (paper["data"], paper["num_samples"], paper["reference"])
         comparable = [name for name in metrics if alike and name not in _SMALL]
         return cls(
@@ -148,10 +149,14 @@ class Table:
             for metric in self._paper_metrics():
                 keys = (f"{metric}_paper", f"{metric}_ours", f"{metric}_difference")
                 line |= zip(keys, entry.compared(metric), strict=True)
-                if any(metric in entry.spread for entry in self.entries):
-                    line[f"{metric}_std"] = entry.spread.get(metric)
+                if any(metric in one.ours and metric in one.spread for one in self.entries):
+                    line[f"{metric}_std"] = (
+                        entry.spread.get(metric) if metric in entry.ours else None
+                    )
             for metric, names in self._other_columns().items():
                 line[metric] = entry.other.get(metric)
+                if any(metric in one.other and metric in one.spread for one in self.entries):
+                    line[f"{metric}_other_std"] = _std(entry, metric, entry.other)
                 others = entry.baselines.get(metric, {})
                 line |= {f"{metric}_{name}": others.get(name) for name in names}
             lines.append(line)
@@ -225,7 +230,10 @@ class Table:
             line = [entry.row, entry.sampling, _count(entry.nfe)]
             for metric, names in columns.items():
                 others = entry.baselines.get(metric, {})
-                line += _shown(metric, [entry.other.get(metric), *map(others.get, names)])
+                ours, *baselines = _shown(
+                    metric, [entry.other.get(metric), *map(others.get, names)]
+                )
+                line += (ours + (_spread(entry, metric) if ours else ""), *baselines)
             lines.append(tuple(line))
         return Grid(tuple(heads), tuple(lines), num_text=2)
 
@@ -292,17 +300,31 @@ def _shown(metric: str, values: Iterable[float | None]) -> tuple[str, ...]:
 def _comparison(entry: Entry, metric: str) -> tuple[str, str, str]:
     *numbers, difference = entry.compared(metric)
     paper, ours = _shown(metric, numbers)
-    digits = METRICS[metric].digits
-    if metric in entry.spread:
-        ours += f" ± {format(entry.spread[metric], digits)}"
-    return paper, ours, "" if difference is None else format(difference, "+" + digits)
+    if ours:
+        ours += _spread(entry, metric)
+    signed = "+" + METRICS[metric].digits
+    return paper, ours, "" if difference is None else format(difference, signed)
+
+
+def _std(entry: Entry, metric: str, numbers: Mapping[str, float]) -> float | None:
+    """Return the standard deviation over repeats of one of the `numbers`."""
+    return entry.spread.get(metric) if metric in numbers else None
+
+
+def _spread(entry: Entry, metric: str) -> str:
+    """Return the standard deviation over repeats, where there were any."""
+    if metric not in entry.spread:
+        return ""
+    return f" ± {format(entry.spread[metric], METRICS[metric].digits)}"
 
 
 def _other_numbers(entry: Entry, metric: str) -> tuple[str, str]:
     others = entry.baselines.get(metric, {})
     ours, *numbers = _shown(metric, [entry.other[metric], *others.values()])
     pairs = zip(others, numbers, strict=True)
-    return ours, ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in pairs)
+    return ours + _spread(entry, metric), ", ".join(
+        f"{name.replace('_', ' ')} {number}" for name, number in pairs
+    )
 
 
 def _grid(heads: Sequence[str], lines: Sequence[tuple[str, ...]], num_text: int = 3) -> Grid:
