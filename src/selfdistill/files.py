@@ -7,10 +7,13 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,22 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically, with keys in the order given."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_arrays(path: Path) -> "dict[str, np.ndarray]":
+    """Return all arrays of an npz file, in memory; arrays of Python objects are refused."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def write_arrays(path: Path, arrays: "Mapping[str, np.ndarray]") -> None:
+    """Write arrays as an uncompressed npz file, atomically; equal arrays give equal bytes."""
+    import numpy as np
+
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
 
 
 def publish_directory(source: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from kedro.io import AbstractDataset
 from kedro_datasets._typing import ImagePreview, JSONPreview, PlotlyPreview, TablePreview
 
-from selfdistill.files import atomic_path, write_json
+from selfdistill.files import atomic_path, read_arrays, write_arrays, write_json
 from selfdistill.metrics.curves import loss_curves
 
 if TYPE_CHECKING:
@@ -76,19 +76,11 @@ class ArraysDataset(_FileDataset):
 
     def load(self) -> "dict[str, np.ndarray] | None":
         """Return all arrays, in memory; None if the entry is optional and absent."""
-        import numpy as np
-
-        if self._not_made_yet():
-            return None
-        with np.load(self._filepath, allow_pickle=False) as file:
-            return dict(file)
+        return None if self._not_made_yet() else read_arrays(self._filepath)
 
     def save(self, data: "Mapping[str, np.ndarray]") -> None:
         """Write arrays of numbers or strings."""
-        import numpy as np
-
-        with atomic_path(self._filepath) as temporary, temporary.open("wb") as file:
-            np.savez(file, **data)  # type: ignore[arg-type]  # no array is named allow_pickle
+        write_arrays(self._filepath, data)
 
     def preview(self) -> JSONPreview:
         """Return scalars as they are and the shapes of the rest."""

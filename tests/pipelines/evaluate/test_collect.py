@@ -43,7 +43,7 @@ def test_features_are_in_the_order_that_was_chosen(collected):
 
 def test_a_killed_run_goes_on_with_the_missing_pieces(collected, monkeypatch):
     unbroken = collected(folder="unbroken")
-    made, save = [], module._save
+    made, save = [], module.write_arrays
 
     def killed(file, arrays):
         if len(made) == 1:
@@ -52,7 +52,7 @@ def test_a_killed_run_goes_on_with_the_missing_pieces(collected, monkeypatch):
         save(file, arrays)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_save", killed)
+        patch.setattr(module, "write_arrays", killed)
         with pytest.raises(KeyboardInterrupt):
             collected()
     asked = []

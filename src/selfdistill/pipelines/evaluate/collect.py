@@ -23,12 +23,19 @@ from selfdistill.data.image_set import ImageSet
 from selfdistill.data.loader import read_ahead
 from selfdistill.distributed import World, pick_device, run_job
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.files import atomic_path, fingerprint, job, source_fingerprint
+from selfdistill.files import (
+    atomic_path,
+    fingerprint,
+    job,
+    read_arrays,
+    source_fingerprint,
+    write_arrays,
+)
 from selfdistill.metrics.config import EvaluationConfig
 from selfdistill.metrics.definitions import DEFINITIONS, accepted_sha256
 from selfdistill.metrics.extractors import build_extractor
 from selfdistill.metrics.metric import Need
-from selfdistill.metrics.statistics import Arrays, RunningStatistics, Statistics
+from selfdistill.metrics.statistics import RunningStatistics, Statistics
 from selfdistill.metrics.tiny import TinyExtractor
 
 logger = logging.getLogger(__name__)
@@ -96,14 +103,16 @@ class Collector:
             finished = directory.with_suffix(".npz")
             if finished.is_file():
                 logger.info("Found the statistics of %s in %s", images.path, finished)
+                statistics = Statistics.from_arrays(read_arrays(finished))
             else:
                 merged = RunningStatistics(needs)
                 for piece in self._pieces(images, indices, needs, directory):
-                    merged.merge(RunningStatistics.from_state(_load(piece)))
-                _save(finished, merged.finish().arrays())
+                    merged.merge(RunningStatistics.from_state(read_arrays(piece)))
+                statistics = merged.finish()
+                write_arrays(finished, statistics.arrays())
             shutil.rmtree(directory)
             self._finished.append(finished)
-            return Statistics.from_arrays(_load(finished))
+            return statistics
 
     def protocol(self, needs: Sequence[Need]) -> dict[str, dict[str, Any]]:
         """Return by extractor what decides the features, as JSON values.
@@ -172,7 +181,7 @@ def run(spec: Path, world: World) -> None:
             for name, extractor in extractors.items():
                 running.update(name, extractor(batch, taps[name]), first)
             bar.update(len(batch))
-        _save(_piece(directory, piece), running.state())
+        write_arrays(_piece(directory, piece), running.state())
     bar.close()
 
 
@@ -186,13 +195,3 @@ def _cut(num_images: int, batch_size: int) -> list[tuple[int, int, int]]:
 
 def _piece(directory: Path, number: int) -> Path:
     return directory / f"piece-{number:02d}.npz"
-
-
-def _load(file: Path) -> Arrays:
-    with np.load(file, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def _save(file: Path, arrays: Arrays) -> None:
-    with atomic_path(file) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
