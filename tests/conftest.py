@@ -74,26 +74,39 @@ def network() -> NetworkConfig:
     return NetworkConfig.model_validate(
         {
             "name": "dsd_vit", "resolution": 16, "patch_size": 8, "width": 16, "depth": 3,
-            "num_heads": 2, "latent_dim": 4, "num_registers": 1, "num_classes": NUM_CLASSES,
-            "teacher_dim": 6, "teacher_block": 0,
+            "num_heads": 2, "latent_dim": 4, "normalize_latent": True, "num_registers": 1,
+            "num_classes": NUM_CLASSES, "teacher_dim": 6, "teacher_block": 0,
+            "representation_head": True,
         }
     )  # fmt: skip
+
+
+def dsd_values() -> dict[str, Any]:
+    """Parameters of the DSD objective with every term and every augmentation switched on."""
+    photometric = {
+        "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1,
+        "jitter_probability": 0.8, "gray_probability": 0.2, "blur_probability": 0.5,
+        "blur_kernel": 9, "blur_sigma": (0.1, 2.0), "solarize_probability": 0.2,
+        "solarize_threshold": 0.5,
+    }  # fmt: skip
+    return {
+        "name": "dsd", "target": "average", "prediction": "z0", "velocity_target": "whole",
+        "weights": {
+            "distillation": 1.0, "velocity": 1.0, "reconstruction": 1.0, "perceptual": 1.0,
+            "alignment": 0.5, "representation": 0.5, "classification": 0.1,
+        },
+        "perceptual_network": "lpips_random",
+        "augmentation": {
+            "probability": 0.5, "mask_ratio": (0.1, 0.75), "photometric": photometric
+        },
+        "time_distribution": "logit_normal", "class_dropout": 0.1, "ema_decay": 0.99,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def method() -> MethodConfig:
-    """The DSD objective."""
-    return MethodConfig.model_validate(
-        {
-            "name": "dsd",
-            "weights": {
-                "distillation": 1.0, "velocity": 1.0, "reconstruction": 1.0, "alignment": 0.5,
-                "classification": 0.1,
-            },
-            "time_distribution": "logit_normal", "mask_probability": 0.5,
-            "mask_ratio": (0.1, 0.75), "class_dropout": 0.1, "ema_decay": 0.99,
-        }
-    )  # fmt: skip
+    """The DSD objective, whole."""
+    return MethodConfig.model_validate(dsd_values())
 
 
 def train_values() -> dict[str, Any]:
@@ -101,7 +114,8 @@ def train_values() -> dict[str, Any]:
     return {
         "seed": 0, "total_nimg": 96, "batch_size": 8, "micro_batch_size": 8, "flip": True,
         "warmup_nimg": 16, "schedule": "cosine", "clip_norm": 1.0, "precision": "fp32",
-        "log_nimg": 16, "checkpoint_nimg": 32,
+        "compile": False, "recompute_activations": False,
+        "log_nimg": 16, "num_probe_images": 8, "checkpoint_nimg": 32,
         "optimizer": {
             "name": "muon", "lr": 1.0e-3, "weight_decay": 0.1, "momentum": 0.95,
             "num_newton_schulz": 5, "betas": (0.9, 0.95), "eps": 1.0e-8,

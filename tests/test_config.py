@@ -1,6 +1,8 @@
 """All rows of all environments, checked as a whole."""
 
 import copy
+import json
+import re
 
 import pytest
 import torch
@@ -25,16 +27,71 @@ def base(project):
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_every_row_of_every_environment_is_valid(project, env):
     config = ProjectConfig.from_parameters(parameters(project, env))
-    assert list(config.rows) == ["dsd_s", "dsd_m", "dsd_b"]
+    lines = [name for name, row in config.rows.items() if row.paper]
+    assert lines == ["dsd_s", "dsd_m", "dsd_b"]
 
 
 def test_full_size_rows_have_the_papers_parameter_count(project):
     config = ProjectConfig.from_parameters(parameters(project, "base"))
     for name, row in config.rows.items():
+        if row.paper is None:
+            continue
         with torch.device("meta"):
             network = NETWORKS[row.network.root.name](row.network.root)
-        count = sum(parameter.numel() for parameter in network.parameters())
+        # The predictor of features serves training alone, and the paper does not count it.
+        count = sum(
+            parameter.numel()
+            for parameter_name, parameter in network.named_parameters()
+            if not parameter_name.startswith("representation_out")
+        )
         assert count == pytest.approx(row.paper.params, rel=0.01), name
+
+
+STUDIES = ("collapse_study", "collapse_study_caltech10", "collapse_study_cifar10")
+CASES = {
+    "naive": ("live", "velocity", False),
+    "decoupled": ("detached", "velocity", False),
+    "transformed": ("detached", "z0", False),
+    "averaged": ("average", "z0", False),
+    "augmented": ("average", "z0", True),
+}
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_five_cases_of_a_study_differ_in_what_the_paper_says_and_nothing_else(
+    project, env, study
+):
+    config = ProjectConfig.from_parameters(parameters(project, env))
+    cases = {name: row for name, row in config.rows.items() if row.study == study}
+    assert [name.rsplit("_", 1)[1] for name in cases] == list(CASES)
+    rest = set()
+    for row, (target, prediction, masked) in zip(cases.values(), CASES.values(), strict=True):
+        method = row.method.root
+        assert (method.target, method.prediction) == (target, prediction)
+        assert (method.augmentation is not None) == masked
+        if masked:
+            assert method.augmentation.probability == 1
+            assert method.augmentation.mask_ratio == (0.75, 0.75)
+        same = {"target": None, "prediction": None, "augmentation": None}
+        others = row.model_dump(mode="json") | {"method": method.model_dump(mode="json") | same}
+        rest.add(json.dumps(others, sort_keys=True))
+    assert len(rest) == 1
+
+
+def test_what_the_paper_does_not_state_is_marked_in_the_yaml(project):
+    """The numbers that were lost from the paper's text, and those that it never had."""
+    text = (project / "conf/base/parameters/dsd.yml").read_text(encoding="utf-8")
+    unstated = (
+        "patch_size", "latent_dim", "normalize_latent", "distillation", "velocity",
+        "reconstruction", "perceptual", "alignment", "representation", "classification",
+        "probability", "mask_ratio", "class_dropout", "ema_decay", "batch_size", "flip",
+        "warmup_nimg", "schedule", "clip_norm", "precision", "lr", "weight_decay", "betas",
+        "timestep_shift", "guidance",
+    )  # fmt: skip
+    for key in unstated:
+        lines = re.findall(rf"^ +{key}: .*$", text, re.MULTILINE)
+        assert any("not stated" in line or "not state" in line for line in lines), key
 
 
 def test_tiny_has_the_rows_of_base_and_changes_no_papers_figure(project):
@@ -42,7 +99,10 @@ def test_tiny_has_the_rows_of_base_and_changes_no_papers_figure(project):
     assert base.rows.keys() == tiny.rows.keys()
     for name, row in base.rows.items():
         assert tiny.rows[name].paper == row.paper
+        assert tiny.rows[name].study == row.study
         assert tiny.rows[name].samplings.keys() == row.samplings.keys()
+        if row.sweep:
+            assert tiny.rows[name].sweep.points.keys() == row.sweep.points.keys()
 
 
 def test_base_is_50_epochs_of_imagenet_and_249_updates(project):
@@ -53,6 +113,19 @@ def test_base_is_50_epochs_of_imagenet_and_249_updates(project):
 
 
 MISTAKES = [
+    (("dsd_b", "study"), "collapse_study", "dsd_b: a row has either `paper`"),
+    (("dsd_b", "samplings"), {}, "dsd_b: samplings: a line of a table needs one or more"),
+    (("dsd_b", "sweep", "metric"), "fdi", "dsd_b.sweep: metric: no metric 'fdi'"),
+    (("dsd_b", "sweep", "metric"), "psnr", "dsd_b.sweep.metric 'psnr' is not among"),
+    (
+        ("dsd_b", "sweep", "points", "from_0_1_by_2", "num_images"),
+        5_000,
+        "dsd_b.sweep: points: numbers of images and repeats differ",
+    ),
+    (("dsd_b", "reconstruction", "data"), "coco", "reconstruction.data: no dataset 'coco'"),
+    (("dsd_b", "reconstruction", "data"), "imagenet_512", "has images of 512 pixels"),
+    (("dsd_b", "method", "target"), "live", "dsd_b.method: target 'live' is the online latent"),
+    (("dsd_b", "method", "weights", "gan"), 0.1, "dsd_b.method.weights.gan: unknown key"),
     (("dsd_b", "train", "learning_rate"), 1.0, "dsd_b.train.learning_rate: unknown key"),
     (("dsd_b", "train", "seed"), "many", "dsd_b.train.seed: .*'many'"),
     (("dsd_b", "method", "alpha"), 1.0, "dsd_b.method.alpha: unknown key"),

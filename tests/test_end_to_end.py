@@ -44,8 +44,8 @@ def test_a_row_of_a_few_steps_makes_every_artefact(project, conf):
     assert "dsd_s" in (reporting / "dsd" / "table.html").read_text()
     with (reporting / "dsd" / "table.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 6  # three rows, with and without guidance
-    assert [line["fid_paper"] for line in lines][-2:] == ["4.25", "3.35"]
+    assert len(lines) == 9  # three rows: without guidance, with it, reconstruction
+    assert [line["fid_paper"] for line in lines][-3:] == ["4.25", "3.35", ""]
     for metric in ("fid", "sfid", "inception_score"):  # nobody measured these here
         assert all(line[f"{metric}_ours"] == "" for line in lines)
         assert all(line[f"{metric}_difference"] == "" for line in lines)

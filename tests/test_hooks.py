@@ -29,19 +29,23 @@ def preflight(project):
 
 
 def test_a_run_that_can_succeed_starts(preflight):
-    preflight(train.create_pipeline(), "dsd_s")
+    preflight(train.create_pipeline((), features=True), "dsd_s")
     preflight(features.create_pipeline(), "digits_32")
 
 
 def test_ranks_that_do_not_divide_the_batch_stop_the_run(preflight):
     with pytest.raises(ValueError, match="does not divide into 7 ranks"):
-        preflight(train.create_pipeline(), "dsd_s", distributed={"device": "cpu", "num_ranks": 7})
+        preflight(
+            train.create_pipeline((), features=True),
+            "dsd_s",
+            distributed={"device": "cpu", "num_ranks": 7},
+        )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_an_absent_device_stops_the_run(preflight):
     with pytest.raises(ValueError, match="torch sees no GPU"):
-        preflight(train.create_pipeline(), "dsd_s", distributed={"device": "cuda"})
+        preflight(train.create_pipeline((), features=True), "dsd_s", distributed={"device": "cuda"})
 
 
 def test_absent_teacher_weights_stop_the_run(preflight, project):

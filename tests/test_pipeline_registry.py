@@ -9,6 +9,7 @@ from kedro.validation.type_extractor import TypeExtractor
 from pydantic import BaseModel
 
 ROWS = ("dsd_s", "dsd_m", "dsd_b")
+CASES = ("naive", "decoupled", "transformed", "averaged", "augmented")
 
 
 @pytest.fixture(scope="module", params=["base", "tiny"])
@@ -21,8 +22,9 @@ def registered(request, project):
 
 def test_there_is_a_pipeline_a_row_a_stage_and_a_data_set(registered):
     env, found = registered
-    stages = {"preprocess", "features", "train", "sample", "evaluate", "report"}
+    stages = {"preprocess", "features", "train", "sample", "evaluate", "report", "export"}
     assert stages | set(ROWS) | {"__default__", "preprocess_imagenet_256"} <= found.keys()
+    assert {f"sweep_{row}" for row in ROWS} <= found.keys()
     assert ("preprocess_digits_32" in found) == (env == "tiny")
 
 
@@ -31,7 +33,10 @@ def test_a_row_runs_from_raw_images_to_its_papers_table(registered, row):
     env, found = registered
     pipeline = found[row]
     produced = pipeline.all_outputs()
-    for noun in ("checkpoint", "curves", "plain.samples", "guided.metrics", "guided.grid"):
+    for noun in (
+        "checkpoint", "curves", "plain.samples", "guided.metrics", "guided.grid",
+        "reconstruction.samples", "reconstruction.metrics", "release",
+    ):  # fmt: skip
         assert f"{row}.{noun}" in produced
     assert "table_dsd" in produced
     others = [other for other in ROWS if other != row]
@@ -39,8 +44,35 @@ def test_a_row_runs_from_raw_images_to_its_papers_table(registered, row):
     assert ("raw.digits" in produced) == (env == "tiny")
     assert ("raw.imagenet" in pipeline.inputs()) == (env == "base")
     fetched = {name for name in pipeline.inputs() if name.startswith(("weights.", "references."))}
-    published = {"weights.inception_2015", "references.adm_imagenet_256"}
+    published = {
+        "weights.inception_2015", "weights.vgg16", "weights.lpips_vgg",
+        "references.adm_imagenet_256",
+    }  # fmt: skip
     assert fetched == (published if env == "base" else set())
+
+
+@pytest.mark.parametrize("study", ["collapse_study", "collapse_study_cifar10"])
+def test_a_study_trains_its_cases_and_no_more_than_they_need(registered, study):
+    _, found = registered
+    prefix = study.replace("_study", "")
+    cases = [f"{prefix}_{case}" for case in CASES]
+    assert {f"{case}.curves" for case in cases} <= found[study].all_outputs()
+    assert {f"figure_{study}", f"summary_{study}"} <= found[study].outputs()
+    trained = {node.namespace for node in found[study].nodes if node.short_name == "train"}
+    assert trained == set(cases)
+    assert not any("features" in name or "reference" in name for name in found[study].datasets())
+    assert set(cases).isdisjoint(node.namespace for node in found["__default__"].nodes)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_sweep_measures_all_points_of_one_checkpoint_and_picks(registered, row):
+    _, found = registered
+    pipeline = found[f"sweep_{row}"]
+    assert {f"{row}.sweep", f"{row}.sweep_figure"} <= pipeline.all_outputs()
+    points = {name.split(".")[1] for name in pipeline.all_outputs() if name.endswith(".samples")}
+    assert len(points) == 10
+    assert sum(node.short_name == "train" for node in pipeline.nodes) == 1
+    assert not any(name.endswith(".npz") for name in pipeline.all_outputs())
 
 
 def test_every_node_has_a_name_and_rows_are_namespaces(registered):
@@ -57,7 +89,12 @@ def test_kedro_sees_the_type_of_every_parameter(registered):
     pipeline = {"__default__": found["__default__"]}
     hints = TypeExtractor(pipeline).extract_types_from_pipelines()
     inputs = {name for node in found["__default__"].nodes for name in node.inputs}
-    plain = ("paper", "data", "repeats")  # as written in the YAML, and checked with all the rest
+    plain = (
+        "paper",
+        "data",
+        "repeats",
+        "samplings",
+    )  # as written in the YAML, and checked with all the rest
     wanted = {name for name in inputs if name.startswith("params:") and not name.endswith(plain)}
     assert wanted
     for name in wanted:

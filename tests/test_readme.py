@@ -13,7 +13,8 @@ def test_the_readmes_table_is_the_report_of_the_configured_rows(project):
     loader = OmegaConfigLoader(str(project / "conf"), env="base", **CONFIG_LOADER_ARGS)
     parameters = loader["parameters"]
     inputs = {}
-    for name, row in ProjectConfig.from_parameters(parameters).rows.items():
+    rows = ProjectConfig.from_parameters(parameters).rows
+    for name, row in ((name, row) for name, row in rows.items() if row.paper):
         inputs |= {f"params:{name}.{key}": parameters[name][key] for key in ("paper", "data")}
         inputs |= {f"{name}.{sampling}.metrics": None for sampling in row.samplings}
     text = (project / "README.md").read_text(encoding="utf-8")

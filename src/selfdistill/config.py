@@ -9,12 +9,17 @@ from selfdistill.base_config import Config
 from selfdistill.data.config import PreprocessConfig
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.methods.config import MethodConfig
-from selfdistill.metrics.config import CompareConfig, EvaluationConfig, PublishedMetric
+from selfdistill.metrics.config import (
+    METRICS,
+    CompareConfig,
+    EvaluationConfig,
+    PublishedMetric,
+)
 from selfdistill.networks.config import NetworkConfig, TeacherConfig
-from selfdistill.pipelines.sample.config import SampleConfig
+from selfdistill.pipelines.sample.config import ReconstructionConfig, SampleConfig
 from selfdistill.pipelines.train.config import TrainConfig
 
-_SETTINGS = ("compare", "distributed", "evaluation", "teachers")
+_SETTINGS = ("compare", "distributed", "evaluation", "reconstruction", "teachers")
 
 
 class DatasetConfig(Config):
@@ -55,27 +60,62 @@ class PaperConfig(Config):
     samplings: dict[str, dict[PublishedMetric, float]]
 
 
-class RowConfig(Config):
-    """A line of a paper's table: one run, one Kedro namespace.
+class SweepConfig(Config):
+    """Samplings of one checkpoint that differ in guidance, and the metric that picks one.
 
     Attributes:
-        paper: The paper's figures.
+        metric: Name of the metric.
+        points: The samplings by name; all of one number of images, or they could not be compared.
+    """
+
+    metric: str
+    points: dict[str, SampleConfig] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _points_compare(self) -> Self:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric: no metric {self.metric!r}; there are {', '.join(METRICS)}")
+        sizes = {name: (point.num_images, point.repeats) for name, point in self.points.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"points: numbers of images and repeats differ: {sizes}")
+        return self
+
+
+class RowConfig(Config):
+    """A line of a paper's table, or a case of a study: one run, one Kedro namespace.
+
+    Attributes:
+        paper: The paper's figures; None for a case of a study.
+        study: Name of the study that the row is a case of; None for a line of a table.
         data: Key of `datasets.yml`.
         network: The architecture.
         method: The objective.
         train: The loop's parameters.
-        samplings: Samplings of the one checkpoint, by name.
+        samplings: Samplings of the one checkpoint, by name; a case of a study may have none.
+        reconstruction: What the checkpoint encodes and decodes; None: nothing.
+        sweep: Samplings that guidance is picked from; None: there is no sweep.
     """
 
-    paper: PaperConfig
+    paper: PaperConfig | None = None
+    study: str | None = None
     data: str
     network: NetworkConfig
     method: MethodConfig
     train: TrainConfig
-    samplings: dict[str, SampleConfig] = Field(min_length=1)
+    samplings: dict[str, SampleConfig] = {}
+    reconstruction: ReconstructionConfig | None = None
+    sweep: SweepConfig | None = None
 
     @model_validator(mode="after")
-    def _paper_names_samplings_of_the_row(self) -> Self:
+    def _is_a_line_or_a_case(self) -> Self:
+        if (self.paper is None) == (self.study is None):
+            raise ValueError(
+                "a row has either `paper`, as a line of a table, or `study`, as a case"
+            )
+        if self.paper is None:
+            return self
+        if not self.samplings:
+            raise ValueError("samplings: a line of a table needs one or more")
         for name in self.paper.samplings:
             if name not in self.samplings:
                 raise ValueError(
@@ -95,6 +135,7 @@ class ProjectConfig(Config):
     compare: CompareConfig
     distributed: DistributedConfig
     evaluation: EvaluationConfig
+    reconstruction: EvaluationConfig
     teachers: dict[str, TeacherConfig]
     datasets: dict[str, DatasetConfig]
     rows: dict[str, RowConfig]
@@ -138,18 +179,47 @@ class ProjectConfig(Config):
                 )
             dataset, network = self.datasets[row.data], row.network.root
             teacher = self.teachers[dataset.teacher]
-            pairs = (
+            pairs = [
                 ("resolution", network.resolution, dataset.preprocess.resolution),
                 ("num_classes", network.num_classes, dataset.preprocess.num_classes),
-                ("teacher_dim", network.teacher_dim, teacher.dim),
-                ("patch_size", network.patch_size, teacher.patch_size),
-            )
+            ]
+            if row.method.root.needs_features:
+                pairs += [
+                    ("teacher_dim", network.teacher_dim, teacher.dim),
+                    ("patch_size", network.patch_size, teacher.patch_size),
+                ]
             for key, ours, theirs in pairs:
                 if ours != theirs:
                     raise ValueError(
                         f"{name}.network.{key} is {ours}, but dataset {row.data} has {theirs}"
                     )
+            self._check_samplings(name, row)
         return self
+
+    def _check_samplings(self, name: str, row: RowConfig) -> None:
+        """Refuse what a row's samplings cannot be measured by, or come from."""
+        if row.sweep is not None and row.sweep.metric not in self.evaluation.metrics:
+            raise ValueError(
+                f"{name}.sweep.metric {row.sweep.metric!r} is not among evaluation.metrics: "
+                f"{', '.join(self.evaluation.metrics)}"
+            )
+        names = [*row.samplings, *(row.sweep.points if row.sweep else ())]
+        names += ["reconstruction"] if row.reconstruction else []
+        if twice := sorted({one for one in names if names.count(one) > 1}):
+            raise ValueError(f"{name}: {twice} name two samplings each; rename one")
+        if row.reconstruction is None:
+            return
+        if row.reconstruction.data not in self.datasets:
+            raise ValueError(
+                f"{name}.reconstruction.data: no dataset {row.reconstruction.data!r}; datasets.yml "
+                f"has {', '.join(self.datasets)}"
+            )
+        resolution = self.datasets[row.reconstruction.data].preprocess.resolution
+        if resolution != row.network.root.resolution:
+            raise ValueError(
+                f"{name}.reconstruction.data {row.reconstruction.data} has images of {resolution} "
+                f"pixels, the network takes {row.network.root.resolution}"
+            )
 
 
 def _is_dataset(value: Any) -> bool:

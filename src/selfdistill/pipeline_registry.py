@@ -1,6 +1,6 @@
 """One pipeline a row, one a stage, one a dataset, and `__default__`.
 
-The order of the stages: preprocess, features, train, sample, evaluate, report.
+The order of the stages: preprocess, features, train, sample, evaluate, report, export.
 """
 
 import os
@@ -11,45 +11,69 @@ from kedro.pipeline import Pipeline
 from selfdistill.config import DatasetConfig, ProjectConfig, RowConfig
 from selfdistill.metrics.config import EvaluationConfig, needs_of
 from selfdistill.metrics.definitions import weights_of
-from selfdistill.pipelines import evaluate, features, preprocess, report, sample, train
+from selfdistill.pipelines import (
+    evaluate,
+    export,
+    features,
+    preprocess,
+    report,
+    sample,
+    train,
+)
 from selfdistill.settings import CONFIG_LOADER_ARGS, ProjectConfigLoader
 
-STAGES = ("preprocess", "features", "train", "sample", "evaluate", "report")
+STAGES = ("preprocess", "features", "train", "sample", "evaluate", "report", "export")
+
+
+_MACHINE = {"params:distributed": "params:distributed"}
 
 
 def register_pipelines() -> dict[str, Pipeline]:
     """Build the pipelines of the environment in use.
 
     Returns:
-        `<row>`: from raw images to the row's metrics and its paper's tables;
-        `<stage>`: that stage for all rows; `preprocess_<dataset>`; `compare`: the metrics of
-        images that a user brings; `__default__`: all rows.
+        `<row>`: from raw images to the row's metrics, its paper's tables and its release;
+        `<stage>`: that stage for all lines of the tables; `<study>`: all cases of a study and
+        their figure; `sweep_<row>`: what the row's guidance is picked from; `preprocess_<dataset>`;
+        `compare`: the metrics of images that a user brings; `__default__`: all lines of the tables.
     """
     config = ProjectConfig.from_parameters(_config_loader()["parameters"])
-    used = {row.data for row in config.rows.values()}
+    lines = {name: row for name, row in config.rows.items() if row.study is None}
+    rows = {name: _row_stages(name, row, config) for name, row in config.rows.items()}
+    sources = {name: _sources(row, config) for name, row in config.rows.items()}
+    reports = {paper: _report(paper, lines) for paper in _papers(lines)}
+
     stages = {stage: Pipeline([]) for stage in STAGES}
-    weights = _weights(config.evaluation)
-    datasets = {
-        name: _dataset_stages(name, dataset, weights) for name, dataset in config.datasets.items()
-    }
-    rows = {name: _row_stages(name, row, weights) for name, row in config.rows.items()}
-    reports = {paper: _report(paper, config.rows) for paper in _papers(config)}
-    for parts in [*(datasets[name] for name in sorted(used)), *rows.values()]:
-        for stage, part in parts.items():
-            stages[stage] += part
+    for name in lines:
+        for parts in (sources[name], rows[name]):
+            for stage, part in parts.items():
+                stages[stage] += part
     stages["report"] = sum(reports.values(), Pipeline([]))
 
-    pipelines = {
-        name: sum(datasets[row.data].values(), Pipeline([]))
-        + sum(rows[name].values(), Pipeline([]))
-        + reports[row.method.root.name]
-        for name, row in config.rows.items()
-    }
+    pipelines = {}
+    for name, row in config.rows.items():
+        pipelines[name] = _joined(sources[name], rows[name])
+        if row.study is None:
+            pipelines[name] += reports[row.method.root.name]
+        if row.sweep is not None:
+            pipelines[f"sweep_{name}"] = _joined(sources[name], {"train": rows[name]["train"]})
+            pipelines[f"sweep_{name}"] += _sweep(name, row, config)
+    for study in sorted({row.study for row in config.rows.values() if row.study}):
+        cases = [name for name, row in config.rows.items() if row.study == study]
+        pipelines[study] = sum((pipelines[name] for name in cases), Pipeline([]))
+        pipelines[study] += report.create_study_pipeline(study, cases)
     pipelines |= stages
-    pipelines |= {f"preprocess_{name}": parts["preprocess"] for name, parts in datasets.items()}
+    pipelines |= {
+        f"preprocess_{name}": _dataset_stages(name, dataset, config)["preprocess"]
+        for name, dataset in config.datasets.items()
+    }
     pipelines["compare"] = evaluate.create_compare_pipeline(_weights(config.compare.evaluation))
     pipelines["__default__"] = sum(stages.values(), Pipeline([]))
     return pipelines
+
+
+def _joined(*parts: dict[str, Pipeline]) -> Pipeline:
+    return sum((part for stages in parts for part in stages.values()), Pipeline([]))
 
 
 def _config_loader() -> ProjectConfigLoader:
@@ -64,90 +88,146 @@ def _weights(evaluation: EvaluationConfig) -> list[str]:
     return weights_of(needs_of(evaluation.metrics))
 
 
-def _dataset_stages(name: str, dataset: DatasetConfig, weights: list[str]) -> dict[str, Pipeline]:
+def _dataset_stages(
+    name: str, dataset: DatasetConfig, config: ProjectConfig
+) -> dict[str, Pipeline]:
+    weights = _weights(config.evaluation)
     published = {"published": f"references.{dataset.reference}"} if dataset.reference else {}
     raw = {"raw": f"raw.{dataset.raw}"}
-    shared = {"params:distributed": "params:distributed"}
     return {
         "preprocess": Pipeline(
             preprocess.create_pipeline(dataset.generate),
             namespace=name,
             inputs=None if dataset.generate else raw,
             outputs=raw if dataset.generate else None,
-            parameters=shared,
+            parameters=_MACHINE,
         ),
         "features": Pipeline(
             features.create_pipeline(),
             namespace=name,
-            parameters={**shared, "params:teacher": f"params:teachers.{dataset.teacher}"},
+            parameters={**_MACHINE, "params:teacher": f"params:teachers.{dataset.teacher}"},
         ),
         "evaluate": Pipeline(
             evaluate.create_reference_pipeline(weights, published=bool(published)),
             namespace=name,
             inputs={**published, **_shared_weights(weights)},
-            parameters={**shared, "params:evaluation": "params:evaluation"},
+            parameters={**_MACHINE, "params:evaluation": "params:evaluation"},
         ),
     }
+
+
+def _sources(row: RowConfig, config: ProjectConfig) -> dict[str, Pipeline]:
+    """Return what has to be made of datasets before and for a row: no more than it needs."""
+    stages = _dataset_stages(row.data, config.datasets[row.data], config)
+    if not row.method.root.needs_features:
+        del stages["features"]
+    if not row.samplings and not row.sweep:
+        del stages["evaluate"]
+    if row.reconstruction is not None and row.reconstruction.data != row.data:
+        of = row.reconstruction.data
+        stages["preprocess"] += _dataset_stages(of, config.datasets[of], config)["preprocess"]
+    return stages
 
 
 def _shared_weights(weights: list[str]) -> dict[str, str]:
     return {entry: entry for entry in evaluate.weights_inputs(weights).values()}
 
 
-def _row_stages(name: str, row: RowConfig, weights: list[str]) -> dict[str, Pipeline]:
-    images, features_, reference = (
-        {noun: f"{row.data}.{noun}"} for noun in ("images", "features", "reference")
-    )
-    shared = {"params:distributed": "params:distributed"}
-    checkpoint = {"checkpoint": f"{name}.checkpoint"}
-    samplings = {sampling: f"{name}.{sampling}" for sampling in row.samplings}
-    return {
+def _row_stages(name: str, row: RowConfig, config: ProjectConfig) -> dict[str, Pipeline]:
+    method = row.method.root
+    inputs = {"images": f"{row.data}.images"}
+    inputs |= {"features": f"{row.data}.features"} if method.needs_features else {}
+    frozen = {f"weights.{file}": f"weights.{file}" for file in method.frozen_weights}
+    samplings = [
+        _sampling(name, row, sampling, f"samplings.{sampling}", config)
+        for sampling in row.samplings
+    ]
+    if row.reconstruction is not None:
+        samplings.append(_reconstruction(name, row.reconstruction.data, config))
+    stages = {
         "train": Pipeline(
-            train.create_pipeline(),
+            train.create_pipeline(method.frozen_weights, features=method.needs_features),
             namespace=name,
-            inputs={**images, **features_},
-            parameters=shared,
+            inputs={**inputs, **frozen},
+            parameters=_MACHINE,
         ),
-        "sample": sum(
-            (
-                Pipeline(
-                    sample.create_pipeline(),
-                    namespace=namespace,
-                    inputs={**checkpoint, **images},
-                    parameters={**shared, "params:sample": f"params:{name}.samplings.{sampling}"},
-                )
-                for sampling, namespace in samplings.items()
-            ),
-            Pipeline([]),
+        "sample": sum((sampling["sample"] for sampling in samplings), Pipeline([])),
+        "evaluate": sum((sampling["evaluate"] for sampling in samplings), Pipeline([])),
+    }
+    if row.paper is not None:
+        stages["export"] = Pipeline(
+            export.create_pipeline(name, list(row.samplings)),
+            namespace=name,
+            inputs={"images": f"{row.data}.images"},
+        )
+    return stages
+
+
+def _sampling(
+    name: str, row: RowConfig, sampling: str, key: str, config: ProjectConfig
+) -> dict[str, Pipeline]:
+    """Return one sampling of a row, a namespace of its own; `key` says where its parameters are."""
+    images, reference = ({noun: f"{row.data}.{noun}"} for noun in ("images", "reference"))
+    weights = _weights(config.evaluation)
+    return {
+        "sample": Pipeline(
+            sample.create_pipeline(exported=sampling in row.samplings),
+            namespace=f"{name}.{sampling}",
+            inputs={"checkpoint": f"{name}.checkpoint", **images},
+            parameters={**_MACHINE, "params:sample": f"params:{name}.{key}"},
         ),
-        "evaluate": sum(
-            (
-                Pipeline(
-                    evaluate.create_pipeline(weights),
-                    namespace=namespace,
-                    inputs={**images, **reference, **_shared_weights(weights)},
-                    parameters={
-                        **shared,
-                        "params:evaluation": "params:evaluation",
-                        "params:repeats": f"params:{name}.samplings.{sampling}.repeats",
-                    },
-                )
-                for sampling, namespace in samplings.items()
-            ),
-            Pipeline([]),
+        "evaluate": Pipeline(
+            evaluate.create_pipeline(weights),
+            namespace=f"{name}.{sampling}",
+            inputs={**images, **reference, **_shared_weights(weights)},
+            parameters={
+                **_MACHINE,
+                "params:evaluation": "params:evaluation",
+                "params:repeats": f"params:{name}.{key}.repeats",
+            },
         ),
     }
 
 
-def _papers(config: ProjectConfig) -> list[str]:
-    return sorted({row.method.root.name for row in config.rows.values()})
+def _reconstruction(name: str, data: str, config: ProjectConfig) -> dict[str, Pipeline]:
+    """Return a row's reconstructions of a dataset, measured against its images one by one."""
+    weights = _weights(config.reconstruction)
+    images, namespace = {"images": f"{data}.images"}, f"{name}.reconstruction"
+    measured = evaluate.create_reference_pipeline(weights)
+    return {
+        "sample": Pipeline(
+            sample.create_reconstruction_pipeline(),
+            namespace=namespace,
+            inputs={"checkpoint": f"{name}.checkpoint", **images},
+            parameters={**_MACHINE, "params:reconstruction": f"params:{name}.reconstruction"},
+        ),
+        "evaluate": Pipeline(
+            measured + evaluate.create_pipeline(weights, repeated=False),
+            namespace=namespace,
+            inputs={**images, **_shared_weights(weights)},
+            parameters={**_MACHINE, "params:evaluation": "params:reconstruction"},
+        ),
+    }
 
 
-def _report(paper: str, rows: dict[str, RowConfig]) -> Pipeline:
+def _sweep(name: str, row: RowConfig, config: ProjectConfig) -> Pipeline:
+    """Return all points of a row's sweep, and the pick."""
+    assert row.sweep is not None
+    points = [
+        _sampling(name, row, point, f"sweep.points.{point}", config) for point in row.sweep.points
+    ]
+    return _joined(*points) + report.create_sweep_pipeline(name, list(row.sweep.points))
+
+
+def _papers(lines: dict[str, RowConfig]) -> list[str]:
+    return sorted({row.method.root.name for row in lines.values()})
+
+
+def _report(paper: str, lines: dict[str, RowConfig]) -> Pipeline:
     entries = [
         (name, sampling)
-        for name, row in rows.items()
+        for name, row in lines.items()
         if row.method.root.name == paper
-        for sampling in row.samplings
+        for sampling in (*row.samplings, *(["reconstruction"] if row.reconstruction else []))
     ]
     return report.create_pipeline(paper, entries)

@@ -4,17 +4,34 @@ from itertools import pairwise
 import pytest
 import torch
 
+from selfdistill.diffusion.config import SolverConfig
 from selfdistill.diffusion.guidance import guide
-from selfdistill.diffusion.solvers import SOLVERS, euler, shift_time, time_points
+from selfdistill.diffusion.solvers import SOLVERS, shift_time, time_points
+
+ORDERS = {"euler": 1, "heun": 2, "ab2": 2}
 
 
-def test_euler_has_first_order_on_an_ode_with_a_known_solution():
-    """dz/dt = z has z(1) = e z(0); halving the step halves the error."""
+@pytest.mark.parametrize("shift", [0.3, 1.0])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_halving_the_step_divides_the_error_as_the_order_says(name, shift):
+    """dz/dt = z cos(3 t) has z(1) = z(0) exp(sin(3) / 3), on even and on uneven grids."""
     z = torch.ones(1, dtype=torch.float64)
+    exact = math.exp(math.sin(3) / 3)
     errors = [
-        abs(float(euler(lambda state, _: state, z, time_points(n))) - math.e) for n in (64, 128)
+        abs(
+            float(SOLVERS[name](lambda z, t: z * math.cos(3 * t), z, time_points(n, shift))) - exact
+        )
+        for n in (256, 512)
     ]
-    assert 1.9 < errors[0] / errors[1] < 2.1
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(ORDERS[name], abs=0.1)
+
+
+def test_adams_bashforth_is_exact_where_the_velocity_is_linear_in_time_but_for_its_first_step():
+    """Extrapolation through two points is exact on a line, however uneven the steps are."""
+    times = [0.0, 0.1, 0.15, 0.4, 0.9, 1.0]
+    z = SOLVERS["ab2"](lambda z, t: torch.tensor(2 * t, dtype=torch.float64), torch.zeros(1), times)
+    first = 2 * times[0] * times[1]  # Euler's
+    assert float(z) == pytest.approx(first + times[-1] ** 2 - times[1] ** 2)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -26,11 +43,25 @@ def test_every_solver_is_exact_on_a_straight_path(name, shift):
     torch.testing.assert_close(z, z0)
 
 
-def test_num_steps_counts_updates():
+@pytest.mark.parametrize("name", SOLVERS)
+def test_nfe_is_what_a_solver_really_takes(name):
+    """LightningDiT's "250 steps" are 250 time points: 249 updates."""
+    config = SolverConfig(
+        solver=name, num_steps=249, timestep_shift=0.3, guidance=1.0, guidance_interval=(0.0, 1.0)
+    )
     calls = []
-    euler(lambda state, t: calls.append(t) or torch.zeros(1), torch.zeros(1), time_points(249))
-    assert len(calls) == 249
+    times = time_points(config.num_steps, config.timestep_shift)
+    SOLVERS[name](lambda z, t: calls.append(t) or torch.zeros(1), torch.zeros(1), times)
+    assert len(calls) == config.num_evaluations == (498 if name == "heun" else 249)
     assert calls[0] == 0
+    assert len(times) == 250
+
+
+def test_guidance_acts_from_the_start_of_its_interval_to_its_end():
+    config = SolverConfig(
+        solver="heun", num_steps=4, timestep_shift=1.0, guidance=2.0, guidance_interval=(0.25, 1.0)
+    )
+    assert [config.guides_at(t) for t in (0.0, 0.24, 0.25, 1.0)] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("shift", [0.3, 1.0, 3.0])

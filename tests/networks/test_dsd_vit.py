@@ -27,8 +27,8 @@ TOTALS = {"dsd_s": 41_730_028, "dsd_m": 119_016_428, "dsd_b": 205_275_372}
 def config(**changes):
     values = {
         "name": "dsd_vit", "resolution": 32, "patch_size": 8, "width": 32, "depth": 3,
-        "num_heads": 2, "latent_dim": 8, "num_registers": 2, "num_classes": 5, "teacher_dim": 12,
-        "teacher_block": 0,
+        "num_heads": 2, "latent_dim": 8, "normalize_latent": True, "num_registers": 2,
+        "num_classes": 5, "teacher_dim": 12, "teacher_block": 0, "representation_head": True,
     }  # fmt: skip
     return DSDViTConfig.model_validate(values | changes)
 
@@ -55,7 +55,9 @@ def test_each_module_has_its_share_of_the_papers_parameters(row):
         found = sum(count(network.get_submodule(module)) for module in modules)
         expected = millions[list(SIZES).index(row)]
         assert found / 1e6 == pytest.approx(expected, abs=0.001), name
-    assert count(network) == TOTALS[row]
+    predictor = count(network.representation_out)  # serves training alone: not in the paper's count
+    assert predictor == 2 * SIZES[row][0] ** 2 + 2 * SIZES[row][0]
+    assert count(network) - predictor == TOTALS[row]
 
 
 @pytest.fixture
@@ -135,7 +137,8 @@ def test_muon_gets_hidden_matrices_and_nothing_else(network):
     names = {id(p): name for name, p in network.named_parameters()}
     chosen = {names[id(p)] for p in network.hidden_matrices()}
     assert all(p.ndim == 2 for p in network.hidden_matrices())
-    assert len(chosen) == 3 * 6 + 1 + 2 + 2  # three blocks (one DiT, with adaLN), time, two adaLN
+    # Three blocks (one DiT, with adaLN), time, two adaLN, the predictor of features.
+    assert len(chosen) == 3 * 6 + 1 + 2 + 2 + 2
     kept = {"latent_in", "latent_out", "class_out", "teacher_out", "class_embedding", "registers"}
     assert not any(name.split(".")[0] in kept for name in chosen)
     assert not any(name.endswith("out.linear.weight") for name in chosen)

@@ -45,13 +45,14 @@ class Batch:
     Attributes:
         images: Images in [-1, 1], (N, 3, H, W), float32.
         labels: Class indices, (N,), int64.
-        features: Teacher's patch tokens of the same (flipped) images, (N, L, D), float32.
+        features: Teacher's patch tokens of the same (flipped) images, (N, L, D), float32; None in
+            a training without a teacher.
         draws: Random numbers of these images' places in the training stream.
     """
 
     images: Tensor
     labels: Tensor
-    features: Tensor
+    features: Tensor | None
     draws: Draws
 
 
@@ -61,21 +62,23 @@ class Loader:
 
     Attributes:
         images: uint8 images, (H, W, 3) each.
-        features: Teacher tokens of the same images, one by one, (2, L, D) each: as it is, flipped.
+        features: Teacher tokens of the same images, one by one, (2, L, D) each: as it is, flipped;
+            None in a training without a teacher.
         seed: The row's seed.
         flip: Whether half of the images are mirrored.
         device: Where batches go.
     """
 
     images: Shards
-    features: Shards
+    features: Shards | None
     seed: int
     flip: bool
     device: torch.device
     _orders: "OrderedDict[int, np.ndarray]" = field(default_factory=OrderedDict, repr=False)
 
     def __post_init__(self) -> None:
-        if self.features.header["about"].get("images") != self.images.fingerprint:
+        of = self.images.fingerprint
+        if self.features is not None and self.features.about.get("images") != of:
             raise ValueError(
                 f"{self.features.path} was made from other images than {self.images.path} holds: "
                 "run the features stage again"
@@ -103,13 +106,14 @@ class Loader:
         indices = self.indices(positions)
         pixels = torch.from_numpy(self.images.read(indices)).permute(0, 3, 1, 2)
         pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
-        tokens = self.features.read(indices, parts=flips.numpy().astype(int))
-        labels = torch.from_numpy(self.images.labels[indices])
-        images, features = self._move(pixels.contiguous()), self._move(torch.from_numpy(tokens))
+        features = None
+        if self.features is not None:
+            tokens = self.features.read(indices, parts=flips.numpy().astype(int))
+            features = self._move(torch.from_numpy(tokens)).float()
         return Batch(
-            images=images.float() / 127.5 - 1,
-            labels=self._move(labels),
-            features=features.float(),
+            images=self._move(pixels.contiguous()).float() / 127.5 - 1,
+            labels=self._move(torch.from_numpy(self.images.labels[indices])),
+            features=features,
             draws=Draws(self.seed, self._move(place)),
         )
 

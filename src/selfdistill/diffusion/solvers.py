@@ -6,6 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from selfdistill.diffusion.config import SolverName
+
 Velocity = Callable[[Tensor, float], Tensor]
 """v(z, t): the state (N, ...) and one flow time for all of it, to the velocity (N, ...)."""
 
@@ -45,4 +47,56 @@ def euler(velocity: Velocity, eps: Tensor, times: list[float]) -> Tensor:
     return z
 
 
-SOLVERS: dict[str, Callable[[Velocity, Tensor, list[float]], Tensor]] = {"euler": euler}
+def heun(velocity: Velocity, eps: Tensor, times: list[float]) -> Tensor:
+    """Integrate with the mean of the velocities at both ends of a step, second order.
+
+    Two evaluations a step, the last one at t = 1 included: a velocity has no singularity there,
+    unlike EDM's derivative at sigma = 0 (Karras et al., arXiv:2206.00364, Algorithm 1).
+
+    Args:
+        velocity: Right-hand side.
+        eps: State at times[0], (N, ...).
+        times: Increasing flow times.
+
+    Returns:
+        State at times[-1], (N, ...).
+    """
+    z = eps
+    for t, t_next in pairwise(times):
+        h = t_next - t
+        v = velocity(z, t)
+        z = z + h / 2 * (v + velocity(z + h * v, t_next))
+    return z
+
+
+def adams_bashforth_2(velocity: Velocity, eps: Tensor, times: list[float]) -> Tensor:
+    """Integrate with the velocity extrapolated from this step and the one before, second order.
+
+    z += h ((1 + r / 2) v_k - r / 2 v_{k-1}),   r = h / (previous h); the first step is Euler's.
+
+    Args:
+        velocity: Right-hand side.
+        eps: State at times[0], (N, ...).
+        times: Increasing flow times, not necessarily evenly spaced.
+
+    Returns:
+        State at times[-1], (N, ...).
+    """
+    z, h_before, v_before = eps, 0.0, None
+    for t, t_next in pairwise(times):
+        h = t_next - t
+        v = velocity(z, t)
+        if v_before is None:
+            z = z + h * v
+        else:
+            r = h / h_before
+            z = z + h * ((1 + r / 2) * v - r / 2 * v_before)
+        h_before, v_before = h, v
+    return z
+
+
+SOLVERS: dict[SolverName, Callable[[Velocity, Tensor, list[float]], Tensor]] = {
+    "euler": euler,
+    "heun": heun,
+    "ab2": adams_bashforth_2,
+}

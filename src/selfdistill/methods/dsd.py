@@ -7,18 +7,22 @@ its own averaged copy sees in the clean image, from a noised latent of the augme
     L_DSD = || P(h(z_t), t, y) - sg(E_ema(x)) ||^2       (Eq. 13), unweighted in t
     L_vel = || V(sg(h(z_t)), t, y) - sg(z* - eps) ||^2   (Eq. 14), and 1 - cosine of the two
 
-beside reconstruction from h(z_t), alignment of h with a teacher's features, and classification
-of the latent. The objective here has these five terms; the collapse study, the photometric
-augmentations and the terms that need further networks come on top of it.
+beside reconstruction from h(z_t), alignment of h with a teacher's features, distillation of the
+averaged network's features, and classification of the latent. `target` and `prediction` lead back
+to where the paper starts from, Eq. 2 (naive) and Eq. 8 (decoupled), whose latents collapse.
 """
 
 import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from selfdistill.data.loader import Batch
+from selfdistill.data.photometric import photometric
 from selfdistill.diffusion import paths
 from selfdistill.diffusion.config import SolverConfig
 from selfdistill.diffusion.guidance import guide
@@ -26,68 +30,91 @@ from selfdistill.diffusion.solvers import SOLVERS, time_points
 from selfdistill.draws import Draws
 from selfdistill.methods.config import DSDConfig
 from selfdistill.methods.ema import update_average, warmed_up_decay
-from selfdistill.methods.method import Losses, LossFn, Method
+from selfdistill.methods.method import Autoencoder, Losses, LossFn
+from selfdistill.metrics import rank
+from selfdistill.metrics.rank import rank_diagnostics
 from selfdistill.networks.dsd_vit import DSDViT
+from selfdistill.networks.lpips import LPIPS, load_lpips, random_lpips
+
+_PEAK = 2.0  # of images in [-1, 1], for the PSNR
 
 
-class DSD(Method):
+class DSD(Autoencoder):
     """The online network, its averaged copy, the loss that joins them, and the sampler.
 
     Args:
         network: The one ViT, freshly initialised.
         config: The objective.
+        weights: Files of frozen networks by name, for the loss; None: a method that only samples.
+
+    Raises:
+        ValueError: If the network lacks the head of a term of the loss.
     """
 
-    def __init__(self, network: DSDViT, config: DSDConfig) -> None:
+    def __init__(
+        self, network: DSDViT, config: DSDConfig, weights: Mapping[str, Path] | None = None
+    ) -> None:
         super().__init__()
+        if config.weights.representation and not network.config.representation_head:
+            raise ValueError(
+                "weights.representation needs network.representation_head: true, or set it to 0"
+            )
         self.config = config
         self.network = network
         self.average = copy.deepcopy(network).requires_grad_(False)
+        self.perceptual = None if weights is None else _perceptual(config, weights)
 
     def turns(self) -> dict[str, LossFn]:
         """Return the one loss of the one network."""
         return {"network": self.loss}
 
     def loss(self, batch: Batch) -> Losses:
-        """Return the weighted terms of the objective, (N,) each.
+        """Return the weighted terms of the objective, (N,) each; terms of weight 0 are left out.
 
         Args:
             batch: Images (N, 3, H, W), labels (N,), teacher tokens (N, L, teacher_dim).
         """
-        x0, weights = batch.images, self.config.weights
-        mask = self.draw_mask(batch.draws)
+        x0, network, weights = batch.images, self.network, self.config.weights
+        x0_aug, mask, augmented = self.augment(x0, batch.draws)
         t = self.draw_time(batch.draws)  # (N, 1, 1)
         eps = batch.draws.normal("eps", *self.noise_shape())
         labels = self.drop_labels(batch.labels, batch.draws)
 
-        with torch.no_grad():
-            z0_target = self.average.encode(x0)  # sg(E_ema(x)), (N, L, C)
-        z0 = self.network.encode(x0, mask)  # E(x+)
+        z0 = network.encode(x0_aug, mask)  # E(x+)
+        target, h_target = self._target(x0, z0)
         z_t = paths.interpolate(z0, eps, t)
-        h, teacher_pred = self.network.denoise(z_t)
+        h, teacher_pred = network.denoise(z_t)
 
-        z0_pred = self.network.predict_z0(h, t.flatten(), labels)
-        v_pred = self.network.predict_velocity(h.detach(), t.flatten(), labels)
-        v = paths.velocity(z0, eps).detach()
-        x0_pred = self.network.decode(h)
-        logits = self.network.classify(z0)
-
-        # Paper: z* in Eq. 14 is E(x+) or E_ema(x), the text does not say. We take E(x) of the
-        # images that stay whole, so that the velocity field transports noise to one latent law;
-        # the division keeps the expectation over all images.
-        whole = ~mask.any(dim=1) / (1 - self.config.mask_probability)
-        # Paper: the squared error alone; LightningDiT, whose setup the paper keeps: and 1 - cosine;
-        # we follow LightningDiT.
-        velocity = _squared_error(v_pred, v) + _one_minus_cosine(v_pred, v)
-        return {
-            "distillation": weights.distillation * _squared_error(z0_pred, z0_target),
-            "velocity": weights.velocity * whole * velocity,
-            "reconstruction": weights.reconstruction * (x0_pred - x0).abs().mean(dim=(1, 2, 3)),
-            "alignment": weights.alignment
-            * _one_minus_cosine(teacher_pred.float(), batch.features),
-            "classification": weights.classification
-            * F.cross_entropy(logits, batch.labels, reduction="none"),
-        }
+        losses: Losses = {}
+        if weights.distillation:
+            losses["distillation"] = self._distillation(h, t, labels, target, eps)
+        if weights.velocity:
+            z_star = target if self.config.velocity_target == "average" else z0
+            v = paths.velocity(z_star, eps).detach()
+            v_pred = network.predict_velocity(h.detach(), t.flatten(), labels)
+            # Paper: the squared error alone; LightningDiT, whose setup the paper keeps: and
+            # 1 - cosine; we follow LightningDiT.
+            losses["velocity"] = _squared_error(v_pred, v) + _one_minus_cosine(v_pred, v)
+            if self.config.velocity_target == "whole":
+                losses["velocity"] = losses["velocity"] * self._weight_of_whole(augmented)
+        if weights.reconstruction or weights.perceptual:
+            x0_pred = network.decode(h)
+        if weights.reconstruction:
+            losses["reconstruction"] = (x0_pred - x0).abs().mean(dim=(1, 2, 3))
+        if weights.perceptual:
+            losses["perceptual"] = self._lpips(x0_pred, x0)
+        if weights.alignment:
+            assert batch.features is not None  # the configuration says that the loss needs them
+            losses["alignment"] = _one_minus_cosine(teacher_pred.float(), batch.features)
+        if weights.representation:
+            assert h_target is not None  # the configuration asks for the averaged target
+            features = F.layer_norm(h_target.float(), h_target.shape[-1:])
+            features_pred = network.predict_features(h).float()
+            losses["representation"] = _one_minus_cosine(features_pred, features)
+        if weights.classification:
+            logits = network.classify(z0)
+            losses["classification"] = F.cross_entropy(logits, batch.labels, reduction="none")
+        return {name: getattr(weights, name) * term for name, term in losses.items()}
 
     def after_step(self, nimg: int, batch_size: int) -> None:
         """Move the averaged copy towards the online network."""
@@ -95,9 +122,53 @@ class DSD(Method):
         decay = warmed_up_decay(self.config.ema_decay, num_steps)
         update_average(self.average, self.network, decay)
 
+    @torch.no_grad()
+    def diagnose(self, batch: Batch) -> dict[str, Any]:
+        """Return effective ranks (Eq. 3), the margin of Eq. 5, and how well images come back.
+
+        Args:
+            batch: As for `loss`; 4,096 tokens or more give ranks of little noise.
+        """
+        x0, network = batch.images, self.network
+        x0_aug, mask, _ = self.augment(x0, batch.draws)
+        t = self.draw_time(batch.draws)
+        eps = batch.draws.normal("eps", *self.noise_shape())
+
+        online = network.encode(x0_aug, mask)
+        target, _ = self._target(x0, online)
+        h, _ = network.denoise(paths.interpolate(online, eps, t))
+        projection = self._projection(h, t, batch.labels, eps)
+
+        z0 = network.encode(x0)
+        h, teacher_pred = network.denoise(z0)
+        error = network.decode(h) - x0
+        mse = error.square().mean(dim=(1, 2, 3))
+        hits = network.classify(z0).argmax(dim=1) == batch.labels
+        found = {
+            **rank_diagnostics(*(z.flatten(0, 1) for z in (target, online, projection))),
+            rank.RECONSTRUCTION_ERROR: float(error.abs().mean()),
+            rank.PSNR: float((10 * (_PEAK**2 / mse).log10()).mean()),
+            rank.CLASS_ACCURACY: float(hits.float().mean()),
+        }
+        if batch.features is not None:
+            cosine = 1 - _one_minus_cosine(teacher_pred.float(), batch.features)
+            found[rank.TEACHER_COSINE] = float(cosine.mean())
+        return found
+
     def noise_shape(self) -> tuple[int, ...]:
         """Return (L, C)."""
         return self.network.config.num_tokens, self.network.config.latent_dim
+
+    @torch.no_grad()
+    def encode(self, x0: Tensor) -> Tensor:
+        """Return the averaged network's latents of images, (N, 3, H, W) -> (N, L, C)."""
+        return self.average.encode(x0)
+
+    @torch.no_grad()
+    def decode(self, z0: Tensor) -> Tensor:
+        """Return the averaged network's images of clean latents, (N, L, C) -> (N, 3, H, W)."""
+        h, _ = self.average.denoise(z0)
+        return self.average.decode(h)
 
     @torch.no_grad()
     def sample(self, eps: Tensor, labels: Tensor, solver: SolverConfig) -> Tensor:
@@ -122,9 +193,7 @@ class DSD(Method):
             return guide(v, network.predict_velocity(h, time, null), solver.guidance)
 
         times = time_points(solver.num_steps, solver.timestep_shift)
-        z0 = SOLVERS[solver.solver](velocity, eps, times)
-        h, _ = network.denoise(z0)
-        return network.decode(h)
+        return self.decode(SOLVERS[solver.solver](velocity, eps, times))
 
     def draw_time(self, draws: Draws) -> Tensor:
         """Return flow times, (N, 1, 1)."""
@@ -132,19 +201,92 @@ class DSD(Method):
             return draws.normal("t", 1, 1).sigmoid()
         return draws.uniform("t", 1, 1)
 
-    def draw_mask(self, draws: Draws) -> Tensor:
-        """Return which patches the online branch must do without, (N, L); some images keep all."""
-        low, high = self.config.mask_ratio
+    def augment(self, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return what the online branch sees.
+
+        Args:
+            x0: Clean images, (N, 3, H, W).
+            draws: Their random numbers.
+
+        Returns:
+            The images x+, (N, 3, H, W); the patches it must do without, (N, L), or None; and
+            which images are augmented at all, (N,).
+        """
+        config = self.config.augmentation
+        if config is None:
+            return x0, None, torch.zeros(len(x0), dtype=torch.bool, device=x0.device)
+        chosen = draws.bernoulli("augmented", config.probability, 1)  # (N, 1)
+        low, high = config.mask_ratio
         num_tokens = self.network.config.num_tokens
         ratio = low + (high - low) * draws.uniform("mask_ratio", 1)
-        masked = draws.bernoulli("masked", self.config.mask_probability, 1)
         ranks = draws.uniform("mask", num_tokens).argsort(dim=1, stable=True).argsort(dim=1)
-        return masked & (ranks < (ratio * num_tokens).round())
+        mask = chosen & (ranks < (ratio * num_tokens).round())
+        x0_aug = x0
+        if config.photometric is not None:
+            changed = photometric(x0, draws, config.photometric)
+            x0_aug = torch.where(chosen[..., None, None], changed, x0)
+        return x0_aug, mask, chosen.squeeze(1)
 
     def drop_labels(self, labels: Tensor, draws: Draws) -> Tensor:
         """Replace a share of the labels (N,) by the null class."""
         dropped = draws.bernoulli("class_dropout", self.config.class_dropout, 1).squeeze(1)
         return torch.where(dropped, self.network.config.num_classes, labels)
+
+    def _target(self, x0: Tensor, z0: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the latent that is distilled from, and the averaged network's features if it is.
+
+        Args:
+            x0: Clean images, (N, 3, H, W).
+            z0: The online latent, (N, L, C); of the clean images unless the target is averaged.
+        """
+        if self.config.target == "average":
+            with torch.no_grad():
+                return self.average.encode_with_features(x0)  # sg(E_ema(x))
+        return (z0 if self.config.target == "live" else z0.detach()), None
+
+    def _distillation(
+        self, h: Tensor, t: Tensor, labels: Tensor, target: Tensor, eps: Tensor
+    ) -> Tensor:
+        """Return the loss that joins encoder and diffusion, (N,): Eq. 13, or 2 and 8.
+
+        Eq. 9 and 12 are equal up to their weight, but not in gradient once the target is detached:
+        the clean latent is compared in latent space, never through the velocity.
+        """
+        if self.config.prediction == "z0":
+            return _squared_error(self.network.predict_z0(h, t.flatten(), labels), target)
+        v_pred = self.network.predict_velocity(h, t.flatten(), labels)
+        return _squared_error(v_pred, paths.velocity(target, eps))
+
+    def _projection(self, h: Tensor, t: Tensor, labels: Tensor, eps: Tensor) -> Tensor:
+        """Return what the network says the clean latent is, P of Eq. 6, (N, L, C)."""
+        if self.config.prediction == "z0":
+            return self.network.predict_z0(h, t.flatten(), labels)
+        return self.network.predict_velocity(h, t.flatten(), labels) + eps
+
+    def _weight_of_whole(self, augmented: Tensor) -> Tensor:
+        """Return 0 for augmented images and a weight for whole ones that keeps the expectation.
+
+        Paper: z* in Eq. 14 is E(x+) or E_ema(x), the text does not say. Images that stay whole give
+        a velocity field that transports noise to one latent law.
+        """
+        config = self.config.augmentation
+        return ~augmented / (1 - (config.probability if config else 0.0))
+
+    def _lpips(self, x0_pred: Tensor, x0: Tensor) -> Tensor:
+        if self.perceptual is None:
+            raise ValueError(
+                "this DSD was built without weights of frozen networks: it only samples"
+            )
+        return self.perceptual(x0_pred, x0)
+
+
+def _perceptual(config: DSDConfig, weights: Mapping[str, Path]) -> LPIPS | None:
+    """Return the network of LPIPS, if the loss has that term."""
+    if not config.weights.perceptual:
+        return None
+    if config.perceptual_network == "lpips_random":
+        return random_lpips()
+    return load_lpips(weights["vgg16"], weights["lpips_vgg"])
 
 
 def _squared_error(prediction: Tensor, target: Tensor) -> Tensor:

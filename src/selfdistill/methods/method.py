@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,6 +34,14 @@ class Method(nn.Module, ABC):
             batch_size: Images a step.
         """
 
+    def diagnose(self, batch: Batch) -> dict[str, Any]:
+        """Return what tells a healthy training from a sick one, beyond its losses, as JSON values.
+
+        Args:
+            batch: The same images, with the same draws, at every call of a training.
+        """
+        return {}
+
     @abstractmethod
     def noise_shape(self) -> tuple[int, ...]:
         """Return the shape of one sample's noise."""
@@ -49,3 +58,15 @@ class Method(nn.Module, ABC):
         Returns:
             Images, about [-1, 1], (N, 3, H, W).
         """
+
+
+class Autoencoder(Method):
+    """A method whose latents are its own."""
+
+    @abstractmethod
+    def encode(self, x0: Tensor) -> Tensor:
+        """Return clean latents (N, *noise_shape()) of images in [-1, 1], (N, 3, H, W)."""
+
+    @abstractmethod
+    def decode(self, z0: Tensor) -> Tensor:
+        """Return images, about [-1, 1], (N, 3, H, W), of clean latents (N, *noise_shape())."""

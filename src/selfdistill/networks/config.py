@@ -20,10 +20,14 @@ class DSDViTConfig(Config):
             layer of the diffusion head.
         num_heads: Attention heads; D / num_heads must be a multiple of 4 (two-axis rotations).
         latent_dim: Channels C of a latent token.
+        normalize_latent: Whether each latent token gets mean 0 and variance 1 over its channels;
+            without it the encoder drowns the noise by growing.
         num_registers: Register tokens.
         num_classes: Classes K; label K is the null class.
         teacher_dim: Width of the teacher's tokens, which the alignment head predicts.
         teacher_block: Index of the block whose output is aligned.
+        representation_head: Whether there is a predictor of the averaged network's features,
+            2 D^2 parameters that only training needs.
     """
 
     name: Literal["dsd_vit"]
@@ -33,10 +37,12 @@ class DSDViTConfig(Config):
     depth: Annotated[int, Field(ge=2)]
     num_heads: Size
     latent_dim: Size
+    normalize_latent: bool
     num_registers: Annotated[int, Field(ge=0)]
     num_classes: Size
     teacher_dim: Size
     teacher_block: Annotated[int, Field(ge=0)]
+    representation_head: bool
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

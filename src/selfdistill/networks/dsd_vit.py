@@ -186,6 +186,8 @@ class DSDViT(nn.Module):
         )
         self.class_out = nn.Linear(C, config.num_classes)
         self.teacher_out = nn.Linear(D, config.teacher_dim)
+        if config.representation_head:
+            self.representation_out = nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Linear(D, D))
         angles = rotary_table(config.grid, D // config.num_heads)
         still = torch.zeros(config.num_registers, angles.shape[1])  # registers have no position
         angles = torch.cat((still, angles))
@@ -214,11 +216,17 @@ class DSDViT(nn.Module):
         Muon treats these; tables, tokens, biases, norms, convolutions and the maps from or to
         pixels, latents, classes and teacher tokens are left to AdamW.
         """
-        inner = (
+        inner: list[nn.Module] = [
             self.blocks, self.dit_layer, self.time_embedding,
             self.z0_out.modulation, self.velocity_out.modulation,
-        )  # fmt: skip
+        ]  # fmt: skip
+        if self.config.representation_head:
+            inner.append(self.representation_out)
         return [p for module in inner for p in module.parameters() if p.ndim == 2]
+
+    def layers(self) -> list[nn.Module]:
+        """Return the transformer layers: what is worth compiling, and recomputing for memory."""
+        return [*self.blocks, self.dit_layer]
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the clean latents of images, normalised per token.
@@ -230,12 +238,17 @@ class DSDViT(nn.Module):
         Returns:
             z, (N, L, C), float32.
         """
+        z, _ = self.encode_with_features(x, mask)
+        return z
+
+    def encode_with_features(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what `encode` does, and the features that it is read from, (N, L, D)."""
         tokens = self.image_in(x).flatten(2).transpose(1, 2)  # (N, L, D)
         if mask is not None:
             tokens = torch.where(mask[..., None], self.mask_token, tokens)
         h, _ = self._backbone(tokens)
         with _in_float32(h):
-            return normalize_latent(self.latent_out(h.float()))
+            return self._normalize(self.latent_out(h.float())), h
 
     def denoise(self, z_t: Tensor) -> tuple[Tensor, Tensor]:
         """Run the second pass, on noised latents; it is told neither the time nor the class.
@@ -251,8 +264,8 @@ class DSDViT(nn.Module):
         return h, self.teacher_out(tapped)
 
     def predict_z0(self, h: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Return the clean latent, normalised, (N, L, C), from h (N, L, D), t (N,), labels (N,)."""
-        return normalize_latent(self._head(self.z0_out, h, t, labels))
+        """Return the clean latent (N, L, C), normalised, from h (N, L, D), t (N,), labels (N,)."""
+        return self._normalize(self._head(self.z0_out, h, t, labels))
 
     def predict_velocity(self, h: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Return the velocity (N, L, C), float32, from h (N, L, D), t (N,) and labels (N,)."""
@@ -268,6 +281,13 @@ class DSDViT(nn.Module):
         """Return class logits (N, K) from latents (N, L, C)."""
         with _in_float32(z):
             return self.class_out(z.mean(dim=1))
+
+    def predict_features(self, h: Tensor) -> Tensor:
+        """Return what the averaged network's features (N, L, D) should be, from h (N, L, D)."""
+        return self.representation_out(h)
+
+    def _normalize(self, z: Tensor) -> Tensor:
+        return normalize_latent(z) if self.config.normalize_latent else z
 
     def _head(self, output: OutputLayer, h: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         condition = self.time_embedding(t) + self.class_embedding(labels)  # (N, D)

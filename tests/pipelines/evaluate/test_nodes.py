@@ -66,7 +66,7 @@ def evaluated(tmp_path, images, reference):
         samples: Shards, config: EvaluationConfig = CONFIG, repeats: int = 1
     ) -> dict[str, Any]:
         return evaluate_samples(
-            samples, images, reference, config, repeats, HERE, tmp_path / "scratch"
+            samples, images, reference, config, HERE, tmp_path / "scratch", repeats
         )
 
     return evaluate
@@ -227,7 +227,7 @@ def test_a_reference_of_other_images_is_refused(digits, tmp_path, images, refere
     pixels, labels = digits
     other = shards_of(tmp_path / "other", pixels[:100], labels[:100])
     with pytest.raises(ValueError, match=r"other images.*run the node describe_reference again"):
-        evaluate_samples(images, other, reference, CONFIG, 1, HERE, tmp_path / "scratch")
+        evaluate_samples(images, other, reference, CONFIG, HERE, tmp_path / "scratch")
 
 
 def test_a_reference_that_was_made_for_other_metrics_is_refused(images, evaluated):
@@ -280,7 +280,7 @@ def test_a_reference_made_in_another_way_is_refused(images, reference, evaluated
     about["extractors"]["tiny"]["weights_sha256"] = "0" * 64
     other = {**reference, "about": np.array(json.dumps(about))}
     with pytest.raises(ValueError, match=r"with other weights or another profile of tiny"):
-        evaluate_samples(images, images, other, CONFIG, 1, HERE, tmp_path / "scratch")
+        evaluate_samples(images, images, other, CONFIG, HERE, tmp_path / "scratch")
 
 
 def test_too_few_real_images_are_refused_before_any_work(digits, tmp_path):

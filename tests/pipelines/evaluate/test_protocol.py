@@ -96,7 +96,7 @@ def test_the_stage_equals_a_straightforward_computation(num, inception_file, tmp
     files = {"inception_2015": inception_file}
     described = describe_reference(reference, config, machine, tmp_path / "r", **files)
     result = evaluate_samples(
-        samples, reference, described, config, 1, machine, tmp_path / "s", **files
+        samples, reference, described, config, machine, tmp_path / "s", **files
     )
 
     real, fake = (features(half, inception_file) for half in (images[::2], images[1::2]))

@@ -21,7 +21,7 @@ def test_two_bf16_trainings_give_the_same_bytes(
     config = train_config.model_copy(update={"precision": "bf16"})
     machine = DistributedConfig(device="cuda", num_ranks=1)
     one, two = (
-        train_row(images, features, network, method, config, machine, tmp_path / name)
+        train_row(images, features, network, method, config, machine, tmp_path / name, {})
         for name in ("one", "two")
     )
     for file in ("weights.safetensors", "curves.jsonl"):
@@ -36,7 +36,9 @@ def test_bf16_follows_the_cpus_float32(
     curves = [
         [json.loads(line)["loss"] for line in c.curves.read_text().splitlines()]
         for c in (
-            train_row(images, features, network, method, config, machine, tmp_path / str(number))
+            train_row(
+                images, features, network, method, config, machine, tmp_path / str(number), {}
+            )
             for number, machine in enumerate((one_rank, gpu))
         )
     ]

@@ -1,6 +1,7 @@
 """Training as a job: bitwise resumption, equal ranks, what starts anew."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -32,7 +33,7 @@ def folders(scratch):
 def run(images, features, network, method, train_config, one_rank):
     def run(scratch, distributed=one_rank, **changes):
         config = train_config.model_copy(update=changes)
-        return train_row(images, features, network, method, config, distributed, scratch)
+        return train_row(images, features, network, method, config, distributed, scratch, {})
 
     return run
 
@@ -120,7 +121,7 @@ def test_a_killed_process_goes_on_to_the_same_bytes(
             Shards.open(Path(a["images"])), Shards.open(Path(a["features"])),
             NetworkConfig.model_validate(a["network"]), MethodConfig.model_validate(a["method"]),
             TrainConfig.model_validate(a["train"]),
-            DistributedConfig(device="cpu", num_ranks=1), Path(sys.argv[2]),
+            DistributedConfig(device="cpu", num_ranks=1), Path(sys.argv[2]), {},
         )
         """
     )
@@ -159,8 +160,10 @@ def test_two_ranks_train_to_the_weights_of_one(run, tmp_path):
     ]
     for line, other in zip(*curves, strict=True):
         assert line["nimg"] == other["nimg"]
-        for name, value in line.items():
-            assert value == pytest.approx(other[name], rel=1e-3, abs=1e-6), name
+        ranks, others = line.pop("diagnostics"), other.pop("diagnostics")
+        for name, value in [*line.items(), *ranks.items()]:
+            expected = (other | others)[name]
+            assert value == pytest.approx(expected, rel=1e-3, abs=1e-3), name
 
 
 def test_micro_batches_change_nothing_but_the_order_of_sums(run, tmp_path):
@@ -210,18 +213,144 @@ def test_a_finished_training_that_was_not_fetched_is_not_repeated(run, tmp_path,
     assert content(run(tmp_path)) == first
 
 
-def test_a_loss_that_is_not_finite_stops_and_is_named(run, tmp_path, monkeypatch):
+def poisoned_in(steps):
+    """Return DSD's loss with a term that is NaN for one image in the given steps of 8 images."""
     from selfdistill.methods.dsd import DSD
 
     original = DSD.loss
 
     def poisoned(self, batch):
         losses = original(self, batch)
-        return {**losses, "reconstruction": losses["reconstruction"] * float("nan")}
+        index = batch.draws.index
+        bad = torch.tensor([int(i) // 8 in steps and int(i) % 8 == 3 for i in index])
+        poison = torch.where(bad, torch.nan, 1.0)
+        return {**losses, "reconstruction": losses["reconstruction"] * poison}
 
-    monkeypatch.setattr(DSD, "loss", poisoned)
-    with pytest.raises(FloatingPointError, match="network/reconstruction is nan after 8 images"):
-        run(tmp_path, log_nimg=8)
+    return poisoned
+
+
+def test_a_loss_that_stays_broken_stops_the_training_and_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("selfdistill.methods.dsd.DSD.loss", poisoned_in(range(12)))
+    with pytest.raises(
+        FloatingPointError,
+        match="network/reconstruction is not finite for 2 of 16 images: 2 of 2 steps were skipped",
+    ):
+        run(tmp_path)
+
+
+def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_counted(
+    run, tmp_path, monkeypatch, caplog
+):
+    """Weights, momenta and averages stay as they were; the mean leaves the bad image out."""
+    from selfdistill.pipelines.train import loop
+
+    states = []
+    original = loop.apply_gradients
+
+    def watch(network, optimizers, max_norm):
+        def content():
+            parameters = [p.detach().clone() for p in network.parameters()]
+            buffers = [
+                value.clone()
+                for optimizer in optimizers
+                for state in optimizer.state.values()
+                for value in state.values()
+            ]
+            return parameters + buffers
+
+        before = content()
+        norm = original(network, optimizers, max_norm)
+        after = content()
+        same = len(before) == len(after) and all(map(torch.equal, before, after))
+        states.append((bool(norm.isfinite()), same))
+        return norm
+
+    monkeypatch.setattr(loop, "apply_gradients", watch)
+    monkeypatch.setattr("selfdistill.methods.dsd.DSD.loss", poisoned_in({4, 9}))
+    checkpoint = run(tmp_path)
+    assert [step for step, (finite, _) in enumerate(states) if not finite] == [4, 9]
+    assert [step for step, (_, same) in enumerate(states) if same] == [4, 9]
+    lines = [json.loads(line) for line in checkpoint.curves.read_text().splitlines()]
+    assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 0, 1, 0]
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    assert "network/reconstruction is not finite for 1 of 16 images" in caplog.text
+    weights = load_file(checkpoint.path / "weights.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_skipping_survives_a_resumption_in_the_middle_of_an_interval(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("selfdistill.methods.dsd.DSD.loss", poisoned_in({4}))
+    whole = content(run(tmp_path / "whole"))
+    stopped_at(40, run, tmp_path / "broken", monkeypatch)  # the interval ends at 48
+    assert content(run(tmp_path / "broken")) == whole
+
+
+def test_recomputing_activations_changes_no_bit(run, tmp_path):
+    kept, again = run(tmp_path / "kept"), run(tmp_path / "again", recompute_activations=True)
+    for file in ("weights.safetensors", "curves.jsonl"):
+        assert content(kept)[file] == content(again)[file]
+
+
+def test_recomputing_activations_keeps_fewer_of_them(network, method):
+    """Counted by what autograd saves for the backward pass, in bytes."""
+    from selfdistill.methods.registry import build_method
+    from selfdistill.pipelines.train.layers import recompute_layers
+
+    def saved(built):
+        sizes = {}
+
+        def pack(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            h, _ = built.network.denoise(torch.randn(64, 4, 4))
+            h.sum()
+        return sum(sizes.values())
+
+    plain, recomputed = build_method(network, method), build_method(network, method)
+    recompute_layers(recomputed)
+    assert saved(recomputed) < 0.5 * saved(plain)
+
+
+def test_every_line_has_the_ranks_of_the_same_probe(run, tmp_path):
+    lines = [json.loads(line) for line in run(tmp_path).curves.read_text().splitlines()]
+    found = [line["diagnostics"] for line in lines]
+    for one in found:
+        assert 1 <= one["rank_target"] <= 4
+        assert one["rank_margin"] == pytest.approx(one["rank_target"] - one["rank_projection"])
+        assert len(one["channel_std_online"]) == 4
+    assert found[0] != found[-1]
+
+
+def test_without_a_probe_there_are_no_diagnostics(run, tmp_path):
+    checkpoint = run(tmp_path, num_probe_images=0)
+    lines = [json.loads(line) for line in checkpoint.curves.read_text().splitlines()]
+    assert all("diagnostics" not in line for line in lines)
+
+
+def test_a_violated_inequality_is_said_once(
+    images, network, method, train_config, tmp_path, caplog
+):
+    """Naive joint training, whose projection has the rank of the noise (DSD, Fig. 2, case 1)."""
+    weights = dict.fromkeys(type(method.root.weights).model_fields, 0.0)
+    values = method.model_dump() | {
+        "target": "live", "prediction": "velocity", "augmentation": None,
+        "velocity_target": "average",
+        "weights": weights | {"distillation": 1.0, "reconstruction": 1.0},
+    }  # fmt: skip
+    naive = type(method).model_validate(values)
+    config = train_config.model_copy(update={"total_nimg": 320})
+    machine = DistributedConfig(device="cpu", num_ranks=1)
+    train_row(images, None, network, naive, config, machine, tmp_path, {})
+    assert caplog.text.count("The latents may be collapsing") == 1
+
+
+def test_an_aligned_objective_without_features_is_refused(
+    images, network, method, train_config, one_rank, tmp_path
+):
+    with pytest.raises(ValueError, match="aligns with a teacher"):
+        train_row(images, None, network, method, train_config, one_rank, tmp_path, {})
 
 
 def test_training_learns_pixels_features_and_labels(run, train_config, tmp_path):
@@ -234,8 +363,10 @@ def test_training_learns_pixels_features_and_labels(run, train_config, tmp_path)
     for term in ("reconstruction", "alignment", "classification"):
         assert last[f"network/{term}"] < 0.97 * first[f"network/{term}"], term
     assert set(last) == {
-        "nimg", "loss", "lr", "grad_norm", "network/distillation", "network/velocity",
-        "network/reconstruction", "network/alignment", "network/classification",
+        "nimg", "loss", "lr", "grad_norm", "skipped_steps", "diagnostics",
+        "network/distillation", "network/velocity", "network/reconstruction",
+        "network/perceptual", "network/alignment", "network/representation",
+        "network/classification",
     }  # fmt: skip
 
 
@@ -306,4 +437,4 @@ def test_features_that_do_not_fit_the_network_are_named(
     images, network, method, train_config, one_rank, tmp_path
 ):
     with pytest.raises(ValueError, match="patch_size and teacher"):
-        train_row(images, images, network, method, train_config, one_rank, tmp_path)
+        train_row(images, images, network, method, train_config, one_rank, tmp_path, {})

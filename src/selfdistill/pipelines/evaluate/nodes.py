@@ -71,9 +71,9 @@ def evaluate_samples(
     images: ImageSet,
     reference: dict[str, Any],
     evaluation: EvaluationConfig,
-    repeats: int,
     distributed: DistributedConfig,
     scratch: Path,
+    repeats: int = 1,
     **weights: Path,
 ) -> dict[str, Any]:
     """Compare generated images with real ones.
@@ -83,9 +83,9 @@ def evaluate_samples(
         images: Real images, uint8, (H, W, 3) each.
         reference: What `describe_reference` made of `images`.
         evaluation: The metrics, and how.
-        repeats: Equal consecutive parts of the samples, each evaluated by itself.
         distributed: The machine.
         scratch: Where unfinished work is kept.
+        repeats: Equal consecutive parts of the samples, each evaluated by itself.
         weights: Files of the extractors' weights, by name.
 
     Returns:

@@ -38,11 +38,12 @@ def create_reference_pipeline(weights: Sequence[str], *, published: bool = False
     )
 
 
-def create_pipeline(weights: Sequence[str]) -> Pipeline:
+def create_pipeline(weights: Sequence[str], *, repeated: bool = True) -> Pipeline:
     """Build the part that belongs to one sampling of a row.
 
     Args:
         weights: Names of the weights that the metrics' extractors take.
+        repeated: Whether a parameter says how many repeats the samples are; otherwise they are one.
     """
     return Pipeline(
         [
@@ -53,7 +54,7 @@ def create_pipeline(weights: Sequence[str]) -> Pipeline:
                     "images": "images",
                     "reference": "reference",
                     "evaluation": "params:evaluation",
-                    "repeats": "params:repeats",
+                    **({"repeats": "params:repeats"} if repeated else {}),
                     "distributed": "params:distributed",
                     "scratch": "evaluate_scratch",
                     **weights_inputs(weights),

@@ -1,5 +1,9 @@
-"""Report: metrics, sample grids and curves of a paper's rows -> table, sheet and curves."""
+"""Report: a paper's table, sheet and curves; the figure of a study; the pick of a sweep."""
 
-from selfdistill.pipelines.report.pipeline import create_pipeline
+from selfdistill.pipelines.report.pipeline import (
+    create_pipeline,
+    create_study_pipeline,
+    create_sweep_pipeline,
+)
 
-__all__ = ["create_pipeline"]
+__all__ = ["create_pipeline", "create_study_pipeline", "create_sweep_pipeline"]

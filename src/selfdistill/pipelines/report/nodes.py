@@ -44,4 +44,72 @@ def draw_curves(**curves: list[dict[str, Any]] | None) -> Image:
     """
     from selfdistill.pipelines.report.pictures import plot_curves
 
-    return plot_curves({name.removesuffix(".curves"): records for name, records in curves.items()})
+    return plot_curves(_by_row(curves))
+
+
+def draw_study(**curves: list[dict[str, Any]] | None) -> Image:
+    """Draw effective ranks and reconstruction of several rows side by side.
+
+    Args:
+        curves: By catalog name, "<row>.curves": the records of a training log or None.
+    """
+    from selfdistill.pipelines.report import study
+
+    return study.draw_study(_by_row(curves))
+
+
+def summarise_study(**curves: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """Put effective ranks and reconstruction of several rows into numbers.
+
+    Args:
+        curves: By catalog name, "<row>.curves": the records of a training log or None.
+
+    Returns:
+        JSON values by row, None where nobody has run it.
+    """
+    from selfdistill.pipelines.report import study
+
+    return study.summarise_study(_by_row(curves))
+
+
+def pick_guidance(**inputs: Any) -> dict[str, Any]:
+    """Find the best of a row's sweep, and log what to write into its parameters.
+
+    Args:
+        inputs: By catalog name, "<row>.<point>.metrics": the evaluate stage's dict or None; and
+            "params:<row>.sweep": {"metric": name, "points": {point: sampling}}, as written.
+
+    Returns:
+        JSON values: the metric, the best point, its guidance, and all points.
+
+    Raises:
+        ValueError: If the points cannot be compared, or were not measured.
+    """
+    from selfdistill.pipelines.report.sweep import describe_choice, pick_point
+
+    (params,) = (name for name in inputs if name.startswith("params:"))
+    row = params.removeprefix("params:").removesuffix(".sweep")
+    sweep = inputs[params]
+    results = {point: inputs[f"{row}.{point}.metrics"] for point in sweep["points"]}
+    record = pick_point(sweep["metric"], sweep["points"], results)
+    logger.info(
+        "Sweep of %s: %s\nThese lines belong into its `guided` sampling.",
+        row,
+        describe_choice(record),
+    )
+    return record
+
+
+def draw_sweep(record: dict[str, Any]) -> Image:
+    """Draw a sweep's metric over the guidance scale.
+
+    Args:
+        record: What `pick_guidance` returned.
+    """
+    from selfdistill.pipelines.report import sweep
+
+    return sweep.draw_sweep(record)
+
+
+def _by_row(curves: dict[str, Any]) -> dict[str, Any]:
+    return {name.removesuffix(".curves"): records for name, records in curves.items()}

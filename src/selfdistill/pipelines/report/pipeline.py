@@ -1,4 +1,4 @@
-"""The stage as a list: one table, one sheet of samples and one picture of curves a paper."""
+"""The stage as lists: a paper's table, sheet of samples and curves; a study; a row's sweep."""
 
 from collections.abc import Iterable, Sequence
 
@@ -39,6 +39,59 @@ def create_pipeline(paper: str, entries: Sequence[tuple[str, str]]) -> Pipeline:
                 | _by_name(f"params:{row}.{key}" for row in rows for key in ("paper", "data")),
                 outputs=f"table_{paper}",
                 name=f"tabulate_{paper}",
+            ),
+        ]
+    )
+
+
+def create_study_pipeline(study: str, rows: Sequence[str]) -> Pipeline:
+    """Build the picture and the numbers of rows that are compared by their training logs.
+
+    Args:
+        study: Name of the study; ends the names of nodes and outputs.
+        rows: The rows in order, one or more.
+    """
+    curves = _by_name(f"{row}.curves" for row in rows)
+    return Pipeline(
+        [
+            Node(
+                nodes.draw_study,
+                inputs=curves,
+                outputs=f"figure_{study}",
+                name=f"draw_{study}",
+            ),
+            Node(
+                nodes.summarise_study,
+                inputs=curves,
+                outputs=f"summary_{study}",
+                name=f"summarise_{study}",
+            ),
+        ]
+    )
+
+
+def create_sweep_pipeline(row: str, points: Sequence[str]) -> Pipeline:
+    """Build the choice of one row's guidance, with its picture.
+
+    Args:
+        row: The row; "params:<row>.sweep" says which metric decides and what the points are.
+        points: Names of the samplings that are compared, as in the parameters.
+    """
+    return Pipeline(
+        [
+            Node(
+                nodes.pick_guidance,
+                inputs=_by_name(
+                    [*(f"{row}.{point}.metrics" for point in points), f"params:{row}.sweep"]
+                ),
+                outputs=f"{row}.sweep",
+                name=f"pick_guidance_{row}",
+            ),
+            Node(
+                nodes.draw_sweep,
+                inputs=f"{row}.sweep",
+                outputs=f"{row}.sweep_figure",
+                name=f"draw_sweep_{row}",
             ),
         ]
     )

@@ -213,7 +213,7 @@ class Table:
         for metric in metrics:
             heads += [(_head(metric), name) for name in ("paper", "ours", "difference")]
         lines = []
-        for entry in self.entries:
+        for entry in (entry for entry in self.entries if entry.paper or entry.ours):
             cells = [cell for metric in metrics for cell in _comparison(entry, metric)]
             # A row shrunk to tiny data takes other steps: its NFE would mislead beside the paper's.
             nfe = _count(entry.nfe if entry.ours else None)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from selfdistill.base_config import Config
 from selfdistill.diffusion.config import SolverConfig
 
 Count = Annotated[int, Field(gt=0)]
@@ -31,3 +32,17 @@ class SampleConfig(SolverConfig):
     def total_images(self) -> int:
         """Images of all sets."""
         return self.num_images * self.repeats
+
+
+class ReconstructionConfig(Config):
+    """Images that a checkpoint encodes and decodes.
+
+    Attributes:
+        data: Key of `datasets.yml`: all of its images.
+        batch_size: Images a rank holds at once; changes memory, not the images.
+        shard_size: Images a shard.
+    """
+
+    data: str
+    batch_size: Count
+    shard_size: Count

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.pipelines.sample.config import SampleConfig
+from selfdistill.pipelines.sample.config import ReconstructionConfig, SampleConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,6 +37,30 @@ def sample(
     from selfdistill.pipelines.sample.generate import generate_samples
 
     return generate_samples(checkpoint, images.class_names, sample, distributed, scratch)
+
+
+def reconstruct(
+    checkpoint: Checkpoint,
+    images: Shards,
+    reconstruction: ReconstructionConfig,
+    distributed: DistributedConfig,
+    scratch: Path,
+) -> Shards:
+    """Encode and decode real images.
+
+    Args:
+        checkpoint: Trained weights.
+        images: Real images, uint8, (H, W, 3) each.
+        reconstruction: Batches and shards.
+        distributed: The machine.
+        scratch: Where the unfinished shards are kept.
+
+    Returns:
+        uint8 images, (H, W, 3) each, in the order of `images`.
+    """
+    from selfdistill.pipelines.sample.reconstruct import reconstruct_images
+
+    return reconstruct_images(checkpoint, images, reconstruction, distributed, scratch)
 
 
 def draw_grid(samples: Shards) -> Image:

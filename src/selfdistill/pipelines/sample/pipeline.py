@@ -1,12 +1,17 @@
-"""checkpoint -> samples, grid, npz."""
+"""checkpoint -> samples, grid, npz; checkpoint, images -> their reconstructions."""
 
 from kedro.pipeline import Node, Pipeline
 
 from selfdistill.pipelines.sample import nodes
 
 
-def create_pipeline() -> Pipeline:
-    """Return the stage for one sampling of a row; the registry gives it its namespace."""
+def create_pipeline(*, exported: bool = True) -> Pipeline:
+    """Return the stage for one sampling of a row; the registry gives it its namespace.
+
+    Args:
+        exported: Whether the samples are also written in ADM's format, for other evaluators.
+    """
+    export = Node(nodes.export_npz, inputs="samples", outputs="npz", name="export_npz")
     return Pipeline(
         [
             Node(
@@ -22,6 +27,27 @@ def create_pipeline() -> Pipeline:
                 name="sample",
             ),
             Node(nodes.draw_grid, inputs="samples", outputs="grid", name="draw_grid"),
-            Node(nodes.export_npz, inputs="samples", outputs="npz", name="export_npz"),
+            *([export] if exported else []),
+        ]
+    )
+
+
+def create_reconstruction_pipeline() -> Pipeline:
+    """Return the part that encodes and decodes the images of a dataset."""
+    return Pipeline(
+        [
+            Node(
+                nodes.reconstruct,
+                inputs=[
+                    "checkpoint",
+                    "images",
+                    "params:reconstruction",
+                    "params:distributed",
+                    "sample_scratch",
+                ],
+                outputs="samples",
+                name="reconstruct",
+            ),
+            Node(nodes.draw_grid, inputs="samples", outputs="grid", name="draw_grid"),
         ]
     )

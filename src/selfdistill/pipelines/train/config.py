@@ -44,7 +44,12 @@ class TrainConfig(Config):
         schedule: The rate after the warm-up: constant, or half a cosine down to 0.
         clip_norm: Largest norm of a network's gradient.
         precision: Autocast type on CUDA; a CPU always computes in float32.
+        compile: Whether the transformer layers are compiled, on CUDA only.
+        recompute_activations: Whether the backward pass computes the layers' activations again
+            instead of keeping them; changes memory and time, not the result.
         log_nimg: Images between two lines of the curves.
+        num_probe_images: Images, the first of the stream, that the method's diagnostics look at
+            with each line of the curves; 0: no diagnostics.
         checkpoint_nimg: Images between two saved states; a multiple of log_nimg.
     """
 
@@ -58,7 +63,10 @@ class TrainConfig(Config):
     schedule: Literal["constant", "cosine"]
     clip_norm: Annotated[float, Field(gt=0)]
     precision: Literal["bf16", "fp32"]
+    compile: bool
+    recompute_activations: bool
     log_nimg: Count
+    num_probe_images: Annotated[int, Field(ge=0)]
     checkpoint_nimg: Count
 
     @model_validator(mode="after")

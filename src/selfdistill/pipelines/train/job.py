@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +14,55 @@ from selfdistill.data.loader import Loader
 from selfdistill.data.shards import Shards
 from selfdistill.distributed import World, run_job
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.files import alone, fingerprint, job, source_fingerprint, temporary_name
+from selfdistill.files import (
+    alone,
+    fingerprint,
+    job,
+    sha256_once,
+    source_fingerprint,
+    temporary_name,
+)
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.config import MethodConfig
 from selfdistill.methods.registry import build_method
 from selfdistill.networks.config import NetworkConfig
 from selfdistill.pipelines.train.config import TrainConfig
-from selfdistill.pipelines.train.loop import CURVES, fit
+from selfdistill.pipelines.train.curves import CURVES
+from selfdistill.pipelines.train.loop import fit
 
 logger = logging.getLogger(__name__)
 
 _SCIENCE = (
-    "data/loader.py", "data/shards.py", "diffusion", "draws.py", "methods", "networks",
-    "pipelines/train",
+    "data/loader.py", "data/photometric.py", "data/shards.py", "diffusion", "draws.py", "methods",
+    "metrics/rank.py", "networks", "pipelines/train",
 )  # fmt: skip
 # What changes memory or safety, and not the result.
-_MACHINE = {"micro_batch_size", "checkpoint_nimg"}
+_MACHINE = {"micro_batch_size", "recompute_activations", "checkpoint_nimg"}
 
 
 def train_row(
     images: Shards,
-    features: Shards,
+    features: Shards | None,
     network: NetworkConfig,
     method: MethodConfig,
     train: TrainConfig,
     distributed: DistributedConfig,
     scratch: Path,
+    weights: Mapping[str, Path],
 ) -> Checkpoint:
     """Start the ranks on what is left to train, and return the finished checkpoint.
 
     The job is known by the fingerprint of the row's parameters, its inputs, the code of the
-    science packages and torch's version; the machine is not part of it.
+    science packages and torch's version; the machine is not part of it. `weights` are the files of
+    the frozen networks that the method names.
 
     Raises:
-        ValueError: If the features do not fit the network.
+        ValueError: If the features do not fit the network, or are absent and needed.
     """
+    if features is None and method.root.needs_features:
+        raise ValueError("the objective aligns with a teacher: it needs features of the images")
     expected = (2, network.root.num_tokens, network.root.teacher_dim)
-    if features.shape != expected:
+    if features is not None and features.shape != expected:
         raise ValueError(
             f"{features.path} holds features of shape {list(features.shape)}, the network needs "
             f"{list(expected)}: patch_size and teacher must give one token a patch"
@@ -59,7 +72,9 @@ def train_row(
         "method": method.model_dump(mode="json"),
         "train": train.model_dump(mode="json"),
     }
-    inputs = {"images": images.fingerprint, "features": features.fingerprint}
+    inputs = {"images": images.fingerprint}
+    inputs |= {} if features is None else {"features": features.fingerprint}
+    inputs |= {name: sha256_once(file) for name, file in sorted(weights.items())}
     code = {"source": source_fingerprint(*_SCIENCE), "torch": torch.__version__}
     decisive = {**configs, "train": train.model_dump(mode="json", exclude=_MACHINE)}
     name = fingerprint(decisive, inputs, code)
@@ -68,7 +83,9 @@ def train_row(
         if finished.is_dir():
             logger.info("Found the finished training %s", finished)
         else:
-            paths = {"images": str(images.path), "features": str(features.path)}
+            paths: dict[str, Any] = {"images": str(images.path)}
+            paths["features"] = str(features.path) if features is not None else None
+            paths["weights"] = {name: str(file) for name, file in weights.items()}
             about = {"fingerprint": name, "inputs": inputs, "code": code, **_git_state()}
             run_job(run, directory, {**configs, **paths, "about": about}, distributed)
         shutil.rmtree(directory)
@@ -83,10 +100,11 @@ def run(spec: Path, world: World) -> None:
     method_config = MethodConfig.model_validate(values["method"])
     config = TrainConfig.model_validate(values["train"])
     torch.manual_seed(config.seed)
-    method = build_method(network, method_config).to(world.device)
+    weights = {name: Path(file) for name, file in values["weights"].items()}
+    method = build_method(network, method_config, weights).to(world.device)
     loader = Loader(
         images=Shards.open(Path(values["images"])),
-        features=Shards.open(Path(values["features"])),
+        features=Shards.open(Path(values["features"])) if values["features"] else None,
         seed=config.seed,
         flip=config.flip,
         device=world.device,

@@ -5,16 +5,16 @@ place in the stream; so an interrupted training that goes on from its last state
 same bits as one that never stopped.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -23,9 +23,11 @@ from selfdistill.distributed import World
 from selfdistill.files import atomic_path
 from selfdistill.methods.method import Losses, Method
 from selfdistill.pipelines.train.config import TrainConfig
+from selfdistill.pipelines.train.curves import Curves, Means
+from selfdistill.pipelines.train.layers import compile_layers, recompute_layers
 from selfdistill.pipelines.train.optim import (
+    apply_gradients,
     build_optimizers,
-    clip_gradients,
     learning_rate,
     set_learning_rate,
 )
@@ -34,7 +36,6 @@ from selfdistill.pipelines.train.signals import StopRequest
 logger = logging.getLogger(__name__)
 
 _STATE = "state.pt"
-CURVES = "curves.jsonl"
 
 
 class Turn(nn.Module):
@@ -57,19 +58,18 @@ class State:
         method: Networks, trained and averaged.
         optimizers: Optimizers of each turn.
         nimg: Images seen.
-        sums: Loss terms summed over this rank's images since the last line of the curves.
+        means: Loss terms and gradient norms of this rank since the last line of the curves.
     """
 
     method: Method
     optimizers: dict[str, list[Optimizer]]
-    nimg: int
-    sums: dict[str, Tensor]
+    nimg: int = 0
+    means: Means = field(default_factory=Means)
 
     def save(self, directory: Path, world: World) -> None:
         """Write the state, whole or not at all; rank 0 writes for everyone."""
-        # The sum over all ranks: whoever goes on may be more ranks, or fewer.
-        sums = {name: world.mean(value) * world.size for name, value in self.sums.items()}
-        _check_finite({name: float(value) for name, value in sums.items()}, self.nimg)
+        # The totals of all ranks: whoever goes on may be more ranks, or fewer.
+        totals = self.means.over_ranks(world)
         if world.is_main:
             value = {
                 "nimg": self.nimg,
@@ -78,7 +78,7 @@ class State:
                     name: [optimizer.state_dict() for optimizer in optimizers]
                     for name, optimizers in self.optimizers.items()
                 },
-                "sums": sums,
+                "means": totals,
             }
             with atomic_path(directory / _STATE) as temporary:
                 torch.save(value, temporary)
@@ -95,7 +95,7 @@ class State:
             for optimizer, state in zip(self.optimizers[name], states, strict=True):
                 optimizer.load_state_dict(state)
         self.nimg = value["nimg"]
-        self.sums = {name: total / world.size for name, total in value["sums"].items()}
+        self.means = Means({name: total / world.size for name, total in value["means"].items()})
         logger.info("Resumed at %s images", f"{self.nimg:,}")
 
 
@@ -114,18 +114,24 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
 
     Raises:
         ValueError: If the batch does not divide among the ranks.
-        FloatingPointError: If a loss term is not finite; the message names it.
+        FloatingPointError: If losses or gradients are not finite again and again; the message
+            names the term. Single steps of that kind are skipped and counted.
         SystemExit, KeyboardInterrupt: After SIGTERM or SIGINT, with the state saved.
     """
     share = config.share_of_rank(world.size)
     optimizers = {
         name: build_optimizers(getattr(method, name), config.optimizer) for name in method.turns()
     }
-    state = State(method, optimizers, 0, {})
+    state = State(method, optimizers)
     state.load(directory, world)
+    if config.recompute_activations:
+        recompute_layers(method)
+    if config.compile and world.device.type == "cuda":
+        compile_layers(method)
     turns = {name: _parallel_turn(method, name, world) for name in method.turns()}
     num_micro = share // min(config.micro_batch_size, share)
     batches = loader.stream(_places(config, world, state.nimg, len(turns), num_micro))
+    probe = loader.load(np.arange(config.num_probe_images)) if config.num_probe_images else None
     curves = Curves(directory, state.nimg, world)
     bar = tqdm(
         total=config.total_nimg, initial=state.nimg, desc="train", unit="img", unit_scale=True,
@@ -138,17 +144,24 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
             for name, turn in turns.items():
                 network = _train_only(method, name)
                 set_learning_rate(optimizers[name], lr)
-                _accumulate(turn, name, batches, num_micro, share, config, world, state.sums)
-                grad_norm = clip_gradients(network, config.clip_norm)
-                for optimizer in optimizers[name]:
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
+                for micro in range(num_micro):
+                    with world.synchronised(turn, last=micro == num_micro - 1):
+                        with _autocast(config, world):
+                            losses = turn(next(batches))
+                        (sum(losses.values()).sum() / share).backward()
+                    for term, values in losses.items():
+                        state.means.add(f"{name}/{term}", values)
+                norm = apply_gradients(network, optimizers[name], config.clip_norm)
+                state.means.add("grad_norm", norm)
             state.nimg += config.batch_size
             method.after_step(state.nimg, config.batch_size)
             bar.update(config.batch_size)
 
             if state.nimg % config.log_nimg == 0 or state.nimg >= config.total_nimg:
-                loss = curves.write(state, lr, grad_norm)
+                with _autocast(config, world):
+                    diagnostics: dict[str, Any] = {} if probe is None else method.diagnose(probe)
+                loss = curves.write(state.nimg, state.means, lr, diagnostics)
+                state.means = Means()
                 bar.set_postfix(loss=f"{loss:.4f}")
             stopping = world.any(stop.requested)
             if stopping or state.nimg % config.checkpoint_nimg == 0:
@@ -159,69 +172,9 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
     return state.nimg
 
 
-class Curves:
-    """The loss curves, one JSON line an interval: only what is deterministic.
-
-    Speed and memory are no part of a result: they go to `<job>.speed.jsonl` beside the job.
-
-    Lines past the point where training is taken up again are dropped.
-    """
-
-    def __init__(self, directory: Path, nimg: int, world: World) -> None:
-        self.world = world
-        self._file = directory / CURVES
-        self._speed = directory.with_suffix(".speed.jsonl")
-        self._then = (time.perf_counter(), nimg)
-        self._last = 0
-        if self._file.is_file():
-            kept = _lines_until(nimg, self._file)
-            self._last = json.loads(kept[-1])["nimg"] if kept else 0
-            world.barrier()  # all have read before one writes
-            if world.is_main:
-                with atomic_path(self._file) as temporary:
-                    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-    def write(self, state: State, lr: float, grad_norm: Tensor) -> float:
-        """Write a line with the means since the last one; return the mean loss.
-
-        Raises:
-            FloatingPointError: If a term or the gradient is not finite; on every rank.
-        """
-        count = (state.nimg - self._last) / self.world.size
-        means = self.world.mean(torch.stack(list(state.sums.values())) / count).tolist()
-        terms = dict(zip(state.sums, means, strict=True))
-        line = {"nimg": state.nimg, **terms, "lr": lr, "grad_norm": float(grad_norm)}
-        _check_finite(line, state.nimg)
-        line = {"nimg": state.nimg, "loss": sum(terms.values()), **line}
-        if self.world.is_main:
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            self._write_speed(state.nimg)
-        state.sums = {}
-        self._last = state.nimg
-        return line["loss"]
-
-    def _write_speed(self, nimg: int) -> None:
-        now, (then, before) = time.perf_counter(), self._then
-        line = {"nimg": nimg, "images_per_second": (nimg - before) / (now - then)}
-        if self.world.device.type == "cuda":
-            line["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        with self._speed.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self._then = (now, nimg)
-
-
-def _lines_until(nimg: int, file: Path) -> list[str]:
-    """Return a file's lines up to `nimg` images; a line that a crash tore ends it."""
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["nimg"] > nimg:
-                break
-        except json.JSONDecodeError:
-            break
-        kept.append(line)
-    return kept
+def _autocast(config: TrainConfig, world: World) -> torch.autocast:
+    bf16 = config.precision == "bf16" and world.device.type == "cuda"
+    return torch.autocast(world.device.type, torch.bfloat16, enabled=bf16)
 
 
 def _log_speed(nimg: int, seconds: float, world: World) -> None:
@@ -256,35 +209,3 @@ def _parallel_turn(method: Method, name: str, world: World) -> nn.Module:
     """Join the ranks around a turn while only its network takes gradients."""
     _train_only(method, name)
     return world.parallel(Turn(method, name))
-
-
-def _accumulate(
-    turn: nn.Module,
-    name: str,
-    batches: Iterator[Batch],
-    num_micro: int,
-    share: int,
-    config: TrainConfig,
-    world: World,
-    sums: dict[str, Tensor],
-) -> None:
-    """Add up the gradient of the mean loss over the step's images, micro-batch by micro-batch."""
-    bf16 = config.precision == "bf16" and world.device.type == "cuda"
-    for micro in range(num_micro):
-        with world.synchronised(turn, last=micro == num_micro - 1):
-            with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
-                losses = turn(next(batches))
-            (sum(losses.values()).sum() / share).backward()
-        for term, value in losses.items():
-            key = f"{name}/{term}"
-            total = value.detach().float().sum()
-            sums[key] = sums[key] + total if key in sums else total
-
-
-def _check_finite(values: dict[str, float], nimg: int) -> None:
-    for name, value in values.items():
-        if not np.isfinite(value):
-            raise FloatingPointError(
-                f"{name} is {value} after {nimg:,} images; the last saved state is kept. "
-                "Lower the learning rate or the gradient's clip_norm"
-            )

@@ -42,7 +42,14 @@ def orthogonalise(
 
 
 class BatchedMuon(Muon):
-    """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, Nesterov momentum and batching."""
+    """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, Nesterov momentum and batching.
+
+    Attributes:
+        found_inf: As in torch's fused optimizers: a number on the device; where it is 1, a step
+            changes neither weights nor momentum. None: every step counts.
+    """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -80,16 +87,21 @@ class BatchedMuon(Muon):
         self, group: dict[str, Any], shape: torch.Size, parameters: list[torch.nn.Parameter]
     ) -> None:
         lr, momentum = float(group["lr"]), group["momentum"]
-        gradients = [p.grad for p in parameters if p.grad is not None]
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
-        updates = orthogonalise(nesterov, group["ns_coefficients"], group["ns_steps"], group["eps"])
         weights: list[Tensor] = list(parameters)
-        torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
-        scale = 0.2 * math.sqrt(max(shape))
-        changes = list(updates.to(weights[0].dtype).unbind())
-        torch._foreach_add_(weights, changes, alpha=-lr * scale)
+        gradient = torch.stack([p.grad for p in parameters if p.grad is not None])
+        before = torch.stack(buffers)
+        buffer = torch.lerp(before, gradient, 1 - momentum)
+        nesterov = torch.lerp(gradient, buffer, momentum)
+        update = orthogonalise(nesterov, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        change = torch.stack(weights).mul_(-lr * group["weight_decay"])
+        change.sub_(update.to(change.dtype), alpha=lr * 0.2 * math.sqrt(max(shape)))
+        if self.found_inf is not None:
+            skipped = self.found_inf.bool()
+            buffer = torch.where(skipped, before, buffer)
+            change = torch.where(skipped, 0, change)
+        torch._foreach_copy_(buffers, list(buffer.unbind()))
+        torch._foreach_add_(weights, list(change.unbind()))

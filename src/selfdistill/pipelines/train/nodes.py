@@ -17,30 +17,32 @@ else:  # Kedro reads the hints of the parameters and must be able to resolve all
 
 def train(
     images: Shards,
-    features: Shards,
     network: NetworkConfig,
     method: MethodConfig,
     train: TrainConfig,
     distributed: DistributedConfig,
     scratch: Path,
+    features: Shards | None = None,
+    **weights: Path,
 ) -> Checkpoint:
     """Train a row, going on from its last saved state if it was interrupted.
 
     Args:
         images: uint8 images, (H, W, 3) each.
-        features: Teacher tokens of the same images, (2, L, D) each.
         network: The architecture.
         method: The objective.
         train: The loop's parameters.
         distributed: The machine.
         scratch: Where the state of an unfinished training is kept.
+        features: Teacher tokens of the same images, (2, L, D) each; None: without a teacher.
+        weights: Files of the frozen networks that the objective needs, by name.
 
     Returns:
         The finished checkpoint.
     """
     from selfdistill.pipelines.train.job import train_row
 
-    return train_row(images, features, network, method, train, distributed, scratch)
+    return train_row(images, features, network, method, train, distributed, scratch, weights)
 
 
 def extract_curves(checkpoint: Checkpoint) -> Path:

@@ -36,7 +36,6 @@ def build_optimizers(network: nn.Module, config: OptimizerConfig) -> list[Optimi
     matrices = network.hidden_matrices()  # type: ignore[operator]
     chosen = {id(parameter) for parameter in matrices}
     rest = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
-    fused = all(parameter.is_cuda for parameter in rest)
     return [
         BatchedMuon(
             matrices,
@@ -45,7 +44,7 @@ def build_optimizers(network: nn.Module, config: OptimizerConfig) -> list[Optimi
             momentum=config.momentum,
             ns_steps=config.num_newton_schulz,
         ),
-        AdamW(rest, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0, fused=fused),
+        AdamW(rest, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0, fused=True),
     ]
 
 
@@ -56,6 +55,21 @@ def set_learning_rate(optimizers: Sequence[Optimizer], lr: float) -> None:
             group["lr"] = lr
 
 
-def clip_gradients(network: nn.Module, max_norm: float) -> torch.Tensor:
-    """Scale the network's gradient to a norm of at most `max_norm`; return the norm before."""
-    return nn.utils.clip_grad_norm_(network.parameters(), max_norm, foreach=True)
+def apply_gradients(
+    network: nn.Module, optimizers: Sequence[Optimizer], max_norm: float
+) -> torch.Tensor:
+    """Clip the network's gradient to a norm of at most `max_norm`, and update the weights with it.
+
+    A gradient that is not finite changes neither weights nor averages: torch's fused optimizers
+    skip the step when told so by `found_inf`, on the device, without the host waiting for it.
+
+    Returns:
+        The norm before, (); not finite if the step was skipped.
+    """
+    norm = nn.utils.clip_grad_norm_(network.parameters(), max_norm, foreach=True)
+    skip = (~norm.isfinite()).float()
+    for optimizer in optimizers:
+        optimizer.found_inf = skip  # type: ignore[attr-defined]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm

@@ -1,0 +1,321 @@
+"""A released checkpoint: the averaged network alone, in a directory that others can use.
+
+    from selfdistill.methods.release import Release
+    dsd = Release.open("data/08_reporting/dsd_b/release")
+    x = dsd.sample([207, 88]); z = dsd.encode(x); x = dsd.decode(z)
+
+The directory holds
+
+    weights.safetensors   the averaged network, which encodes, decodes and samples
+    config.json           what builds it, the default sampling, the classes, where it comes from
+    README.md             the model card
+
+It needs this package and nothing else of the project. No pickle is read or written here.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from selfdistill.data.pixels import dequantise, quantise
+from selfdistill.diffusion.config import SolverConfig
+from selfdistill.draws import Draws
+from selfdistill.files import atomic_path, publish_directory, sha256_of, temporary_name, write_json
+from selfdistill.methods.checkpoint import Checkpoint
+from selfdistill.methods.config import MethodConfig
+from selfdistill.methods.dsd import DSD
+from selfdistill.methods.registry import build_method
+from selfdistill.networks.config import NetworkConfig
+from selfdistill.networks.dsd_vit import normalize_latent
+
+_WEIGHTS, _CONFIG, _CARD = "weights.safetensors", "config.json", "README.md"
+_FORMAT = 1
+_ORIGIN = ("nimg", "fingerprint", "inputs", "code", "git_sha", "git_dirty")  # of a checkpoint
+_BATCH_SIZE = 64  # images at once; changes memory, not the images
+
+Images = np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class Release:
+    """A released network: a handle whose weights are read when they are first needed.
+
+    Attributes:
+        path: The directory.
+        config: The content of its `config.json`.
+        device: Where the network is, or will be.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    device: torch.device
+
+    @classmethod
+    def write(
+        cls,
+        path: str | Path,
+        checkpoint: Checkpoint,
+        *,
+        class_names: Sequence[str],
+        sampling: SolverConfig,
+        card: str,
+    ) -> Self:
+        """Write the directory, whole or not at all; the same checkpoint gives the same bytes.
+
+        Args:
+            path: The directory; a release that is there is replaced.
+            checkpoint: A finished checkpoint of DSD.
+            class_names: Names of the classes, by label.
+            sampling: What `sample` does unless it is told otherwise.
+            card: The model card, Markdown.
+
+        Raises:
+            ValueError: If the checkpoint is damaged or not of DSD, or another directory, which is
+                not empty, is in the way.
+        """
+        path = Path(path)
+        if path.exists() and any(path.iterdir()) and not (path / _CONFIG).is_file():
+            raise ValueError(f"{path} is there and is no release; take another path")
+        average = _dsd(checkpoint.load(torch.device("cpu")), checkpoint.path).average
+        weights = {name: value.contiguous() for name, value in average.state_dict().items()}
+        unfinished = temporary_name(path)
+        try:
+            with atomic_path(unfinished / _WEIGHTS) as temporary:
+                save_file(weights, temporary)
+            with atomic_path(unfinished / _CARD) as temporary:
+                temporary.write_text(card, encoding="utf-8")
+            known = checkpoint.about
+            config = {
+                "format": _FORMAT,
+                "network": known["network"],
+                "method": known["method"],
+                "sampling": sampling.model_dump(
+                    mode="json", include=set(SolverConfig.model_fields)
+                ),
+                "class_names": list(class_names),
+                "checkpoint": known["sha256"],
+                **{name: known[name] for name in _ORIGIN if name in known},
+                "sha256": sha256_of(unfinished / _WEIGHTS),
+            }
+            write_json(unfinished / _CONFIG, config)
+            publish_directory(unfinished, path)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return cls.at(path)
+
+    @classmethod
+    def open(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
+        """Open a release and load its network.
+
+        Args:
+            path: The directory.
+            device: Where the network shall be.
+
+        Raises:
+            FileNotFoundError: If a file is missing; the message names it.
+            ValueError: If a file is damaged, or of another format; the message names it.
+        """
+        release = cls.at(path, device)
+        release.method  # noqa: B018  # load the weights here and now
+        return release
+
+    @classmethod
+    def at(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
+        """Return a handle of a release, without loading the weights; otherwise as `open`."""
+        path = Path(path)
+        for name in (_CONFIG, _WEIGHTS):
+            if not (path / name).is_file():
+                raise FileNotFoundError(
+                    f"{path / name} is missing: no release here, or not the whole of one; run the "
+                    "export stage, or copy the directory again"
+                )
+        try:
+            config = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{path / _CONFIG} is damaged: {error}; copy the directory again"
+            ) from None
+        if config.get("format") != _FORMAT:
+            raise ValueError(
+                f"{path / _CONFIG} has format {config.get('format')!r}, this selfdistill reads "
+                f"{_FORMAT}: install the selfdistill of the release, or export the row again"
+            )
+        return cls(path, config, torch.device(device))
+
+    @property
+    def card(self) -> str:
+        """The model card, Markdown."""
+        return (self.path / _CARD).read_text(encoding="utf-8")
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, by label."""
+        return self.config["class_names"]
+
+    @property
+    def sampling(self) -> SolverConfig:
+        """What `sample` does unless it is told otherwise."""
+        return SolverConfig.model_validate(self.config["sampling"])
+
+    @cached_property
+    def method(self) -> DSD:
+        """The method, whose networks are both the averaged one."""
+        file = self.path / _WEIGHTS
+        if (found := sha256_of(file)) != self.config["sha256"]:
+            raise ValueError(
+                f"{file} is damaged: sha256 {found}, {_CONFIG} says {self.config['sha256']}; copy "
+                "the directory again, or export the row again"
+            )
+        with torch.random.fork_rng(devices=[]):  # of the initial weights, which nobody will see
+            built = build_method(
+                NetworkConfig.model_validate(self.config["network"]),
+                MethodConfig.model_validate(self.config["method"]),
+            )
+        method = _dsd(built, self.path)
+        method.average.load_state_dict(load_file(file))
+        method.network = method.average
+        return method.to(self.device).eval().requires_grad_(False)
+
+    def encode(self, images: Images) -> Tensor:
+        """Return the latents of images.
+
+        Args:
+            images: uint8, (N, H, W, 3); or floats in [-1, 1], (N, 3, H, W).
+
+        Returns:
+            z, (N, L, C), float32, on the release's device.
+
+        Raises:
+            ValueError: If the images are neither, or not of the network's resolution.
+        """
+        return self._in_batches(self.method.encode, self._as_network_sees(images))
+
+    def decode(self, z: Images) -> np.ndarray:
+        """Return the images of latents.
+
+        Args:
+            z: Clean latents, (N, L, C), as `encode` returns them.
+
+        Returns:
+            (N, H, W, 3), uint8.
+
+        Raises:
+            ValueError: If the latents have another shape.
+        """
+        return self._in_batches(self._decode, self._as_tokens(z, "latents")).cpu().numpy()
+
+    def sample(
+        self,
+        labels: Sequence[int] | np.ndarray | Tensor,
+        *,
+        seed: int = 0,
+        eps: Images | None = None,
+        **changes: Any,
+    ) -> np.ndarray:
+        """Return new images; image i of a seed is the row's sample i if it has the same label.
+
+        Args:
+            labels: Class indices, (N,).
+            seed: Seed of the noise, in [0, 2^32).
+            eps: The noise itself, (N, L, C); None: that of `noise`.
+            changes: What to do otherwise than `sampling` says, e.g. `guidance=3.0`.
+
+        Returns:
+            (N, H, W, 3), uint8.
+
+        Raises:
+            ValueError: If a label, the noise or a change cannot be.
+        """
+        solver = SolverConfig.model_validate({**self.config["sampling"], **changes})
+        classes = self._as_labels(labels)
+        noise = self.noise(len(classes), seed=seed) if eps is None else self._as_tokens(eps, "eps")
+        if len(noise) != len(classes):
+            raise ValueError(f"{len(classes)} labels and {len(noise)} eps; give one for each image")
+
+        def images(eps: Tensor, labels: Tensor) -> Tensor:
+            return quantise(self.method.sample(eps, labels, solver))
+
+        return self._in_batches(images, noise, classes).cpu().numpy()
+
+    def noise(self, num: int, *, seed: int = 0) -> Tensor:
+        """Return the noise of the images 0 to num - 1, (num, L, C), as the row's samples have it.
+
+        Args:
+            num: Number of images.
+            seed: Seed, in [0, 2^32).
+        """
+        draws = Draws(seed, torch.arange(num, device=self.device))
+        return draws.normal("sample", *self.method.noise_shape())
+
+    def interpolate(self, start: Tensor, end: Tensor, num: int) -> Tensor:
+        """Return latents on the straight line between two, normalised if the network's own are.
+
+        Args:
+            start: One image's latent, (L, C).
+            end: Another's, (L, C).
+            num: How many, both ends included.
+
+        Returns:
+            (num, L, C).
+        """
+        z = torch.lerp(start, end, torch.linspace(0, 1, num, device=start.device).view(-1, 1, 1))
+        return normalize_latent(z) if self.config["network"]["normalize_latent"] else z
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return quantise(self.method.decode(z))
+
+    @torch.no_grad()
+    def _in_batches(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        parts = zip(*(tensor.split(_BATCH_SIZE) for tensor in inputs), strict=True)
+        return torch.cat([function(*(tensor.to(self.device) for tensor in part)) for part in parts])
+
+    def _as_network_sees(self, images: Images) -> Tensor:
+        x, side = _as_tensor(images), self.config["network"]["resolution"]
+        shape = list(x.shape)
+        if x.dtype == torch.uint8 and shape[1:] == [side, side, 3] and len(x):
+            return dequantise(x)
+        if x.is_floating_point() and shape[1:] == [3, side, side] and len(x):
+            if not (x.abs() <= 1).all():
+                raise ValueError(
+                    "images in floating point must be in [-1, 1], got "
+                    f"[{float(x.min()):.4g}, {float(x.max()):.4g}]; give uint8, or x / 127.5 - 1"
+                )
+            return x.float()
+        raise ValueError(
+            f"images are {x.dtype} {shape}; this network takes uint8 [N, {side}, {side}, 3], or "
+            f"floats in [-1, 1] [N, 3, {side}, {side}]: crop and resize them first"
+        )
+
+    def _as_tokens(self, tokens: Images, name: str) -> Tensor:
+        z, shape = _as_tensor(tokens), list(self.method.noise_shape())
+        if not z.is_floating_point() or list(z.shape[1:]) != shape or not len(z):
+            raise ValueError(
+                f"{name} are {z.dtype} {list(z.shape)}; this network takes floats {['N', *shape]}"
+            )
+        return z.float()
+
+    def _as_labels(self, labels: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+        classes, num = _as_tensor(labels), self.config["network"]["num_classes"]
+        integers = classes.ndim == 1 and not classes.is_floating_point()
+        if not integers or not len(classes) or classes.min() < 0 or classes.max() >= num:
+            raise ValueError(f"labels must be a list of integers from 0 to {num - 1}, got {labels}")
+        return classes.long()
+
+
+def _as_tensor(values: Any) -> Tensor:
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+
+
+def _dsd(method: Any, path: Path) -> DSD:
+    if not isinstance(method, DSD):
+        raise ValueError(f"{path} is of {type(method).__name__}; only DSD can be released so far")
+    return method

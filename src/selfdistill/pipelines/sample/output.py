@@ -1,0 +1,142 @@
+"""Images that a checkpoint makes, in shards, over all ranks: what sampling and decoding share.
+
+Shard k holds the images from k * shard_size on. What an image is depends on its number alone, so
+neither ranks nor batches matter, and a killed job goes on at the first missing shard.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from selfdistill.data.pixels import QUANTISATION, quantise
+from selfdistill.data.shards import Shards, ShardWriter, finalize, missing_shards
+from selfdistill.distributed import World, run_job
+from selfdistill.distributed_config import DistributedConfig
+from selfdistill.files import fingerprint, job, source_fingerprint
+from selfdistill.methods.checkpoint import Checkpoint
+from selfdistill.methods.method import Method
+
+logger = logging.getLogger(__name__)
+
+_SCIENCE = ("data/pixels.py", "diffusion", "draws.py", "methods", "networks", "pipelines/sample")
+
+
+class Images(NamedTuple):
+    """Some images that a network made.
+
+    Attributes:
+        x0: About [-1, 1], (N, 3, H, W).
+        labels: Class indices, (N,).
+        keys: Their names in the manifest.
+    """
+
+    x0: Tensor
+    labels: Sequence[int]
+    keys: Sequence[str]
+
+
+class Output(NamedTuple):
+    """What a job makes.
+
+    Attributes:
+        settings: All that determines the images beside checkpoint and code, as JSON values.
+        num_images: Number of images.
+        shard_size: Images a shard.
+        batch_size: Images a rank makes at once.
+        class_names: Names of the classes in the order of the labels.
+        about: Provenance for the manifest, beside that of the checkpoint.
+    """
+
+    settings: dict[str, Any]
+    num_images: int
+    shard_size: int
+    batch_size: int
+    class_names: Sequence[str]
+    about: Mapping[str, Any]
+
+
+def make_shards(
+    run: Callable[[Path, World], None],
+    checkpoint: Checkpoint,
+    output: Output,
+    spec: Mapping[str, Any],
+    distributed: DistributedConfig,
+    scratch: Path,
+) -> Shards:
+    """Start the ranks on the missing shards, then write the manifest.
+
+    Args:
+        run: What a rank does: it calls `write_share`.
+        checkpoint: What makes the images.
+        output: What is made.
+        spec: What `run` needs to know, as JSON values, beside what `write_share` does.
+        distributed: The machine.
+        scratch: Where the unfinished shards are kept.
+    """
+    code = {"source": source_fingerprint(*_SCIENCE), "torch": torch.__version__}
+    num_shards = -(-output.num_images // output.shard_size)
+    side = checkpoint.about["network"]["resolution"]
+    with job(scratch, fingerprint(output.settings, checkpoint.about["sha256"], code)) as directory:
+        if missing := missing_shards(directory, num_shards):
+            logger.info("Generating %d of %d shards", len(missing), num_shards)
+            sizes = output.num_images, output.shard_size, output.batch_size
+            share = {"checkpoint": str(checkpoint.path), "shards": missing, "sizes": sizes}
+            run_job(run, directory, {**share, **spec}, distributed)
+        return finalize(
+            directory,
+            num_shards=num_shards,
+            shape=(side, side, 3),
+            dtype="uint8",
+            class_names=output.class_names,
+            about={
+                "checkpoint": checkpoint.about["sha256"],
+                "nimg": checkpoint.about["nimg"],
+                **output.about,
+                "quantisation": QUANTISATION,
+                "code": code,
+            },
+        )
+
+
+def write_share(
+    spec: Path, world: World, start: Callable[[dict[str, Any], Method], Callable[[range], Images]]
+) -> None:
+    """Write this rank's share of the missing shards.
+
+    Args:
+        spec: The job's JSON file.
+        world: This rank.
+        start: Takes the content of `spec` and the method, on the rank's device, and gives the
+            function that makes the images of some numbers.
+    """
+    values = json.loads(spec.read_text(encoding="utf-8"))
+    num_images, shard_size, batch_size = values["sizes"]
+    checkpoint = Checkpoint.open(Path(values["checkpoint"]))
+    make = start(values, checkpoint.load(world.device))
+    side = checkpoint.about["network"]["resolution"]
+    mine = [
+        range(shard * shard_size, min((shard + 1) * shard_size, num_images))
+        for shard in values["shards"][world.rank :: world.size]
+    ]
+    bar = tqdm(
+        total=sum(map(len, mine)), desc="sample", unit="img", mininterval=1.0,
+        disable=not world.is_main,
+    )  # fmt: skip
+    directory = Path(values["directory"])
+    for numbers in mine:
+        shard = numbers.start // shard_size
+        with ShardWriter(directory, shard, (side, side, 3), "uint8") as writer:
+            for first in numbers[::batch_size]:
+                images = make(range(first, min(first + batch_size, numbers.stop)))
+                records: np.ndarray = quantise(images.x0).cpu().numpy()
+                for key, label, record in zip(images.keys, images.labels, records, strict=True):
+                    writer.append(key, int(label), np.ascontiguousarray(record))
+                bar.update(len(records))
+    bar.close()

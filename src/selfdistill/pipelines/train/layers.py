@@ -1,0 +1,38 @@
+"""What is done to the repeated layers of networks, for speed or for memory."""
+
+from collections.abc import Iterator
+from functools import partial
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from selfdistill.methods.method import Method
+
+
+def recompute_layers(method: Method) -> None:
+    """Let the backward pass compute the activations inside each trained layer again.
+
+    Memory then grows with one layer's activations, not with all, for a third more computation. No
+    layer draws random numbers, so the gradient is the same to the bit.
+    """
+    for name in method.turns():
+        for layer in _layers_of(getattr(method, name)):
+            layer.forward = partial(
+                checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+            )
+
+
+def compile_layers(method: Method) -> None:
+    """Compile the layers of every network of the method, one by one.
+
+    They share one compiled graph a shape, which takes seconds where a whole network takes minutes.
+    """
+    for network in method.children():
+        for layer in _layers_of(network):
+            layer.compile()
+
+
+def _layers_of(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers that a network names itself, if it does."""
+    layers = getattr(network, "layers", None)
+    yield from layers() if callable(layers) else ()
