@@ -68,6 +68,11 @@ def plot_curves(curves: Mapping[str, Sequence[Mapping[str, Any]] | None]) -> Ima
     lowest = min(min(values) for series in drawn.values() for _, values in series.values())
     panels[-1].set_yscale("log" if lowest > 0 else "linear")
     panels[-1].set_xlabel("images seen")
+    return to_picture(figure)
+
+
+def to_picture(figure: Figure) -> Image.Image:
+    """Return a figure as a picture, without a display."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -117,13 +116,6 @@ def summarise_study(curves: Mapping[str, Sequence[Record] | None]) -> dict[str, 
         Numbers have six significant digits; one that no record has, or that is not finite, is None.
     """
     return {row: _summary(records) if records else None for row, records in curves.items()}
-
-
-def to_picture(figure: Figure) -> Image.Image:
-    """Return a figure as a picture, without a display."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _summary(records: Sequence[Record]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from matplotlib.ticker import StrMethodFormatter
 from PIL import Image
 
 from selfdistill.metrics.config import METRICS
-from selfdistill.pipelines.report.study import to_picture
+from selfdistill.pipelines.report.pictures import to_picture
 
 _INK = "#1f2328"
 # Okabe and Ito's palette, which colour-blind readers can tell apart, and a marker for each.
