@@ -118,6 +118,7 @@ class Step:
         self.clip_norm = row.train.clip_norm
         self.method = build(row, device)
         self.optimizers = optim.build_optimizers(self.method.network, row.train.optimizer)
+        self.trained = [p for p in self.method.network.parameters() if p.requires_grad]
         if recompute:
             recompute_layers(self.method)
         if compiled:
@@ -145,7 +146,7 @@ class Step:
         (sum(losses.values()).sum() / self.size).backward()
 
     def optimize(self) -> None:
-        optim.apply_gradients(self.method.network, self.optimizers, self.clip_norm)
+        optim.apply_gradients(self.trained, self.optimizers, self.clip_norm)
 
     def update_average(self) -> None:
         self.nimg += self.size
@@ -268,6 +269,7 @@ class Parts:
                 return function(*args)
             if self._replies is not None:
                 call = next(self._replies)
+                assert call.part == part  # the loss asks in the same order each time
                 call.args = args
                 return call.result
             self._inside = True

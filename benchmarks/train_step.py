@@ -20,6 +20,7 @@ import json
 import os
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -48,18 +49,19 @@ PARAMETERS = Path(__file__).parents[1] / "conf" / "base" / "parameters"
 PEAKS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100": 312e12, "A800": 312e12}
 SWEEP = (32, 64, 128, 256, 384)
 SOLVER_STEPS = 4
-# torch's Muon rounds to bfloat16, which this many seconds a matrix on a CPU allows for few.
+# torch's Muon computes in bfloat16: on many a CPU half a minute for one matrix of 1024 x 1024.
 MATRICES_ON_CPU = 4
 
 
 def count_flops(row: Row) -> dict[str, int]:
     """Return FLOP an image: of the whole step, of its parts, of the teacher; of Muon a step."""
-    no_autocast = mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext())
+    no_autocast = mock.patch.object(torch, "autocast", return_value=nullcontext())
     no_adamw = mock.patch.object(optim, "AdamW")  # element by element: no product to count
     with no_autocast, no_adamw, sdpa_kernel(SDPBackend.MATH):
         step = Step(row, 1, "meta")
         flops = {"step": _flops(step.backward)}
-        flops |= {name: _flops(run) for name, run in Parts(step).runs().items()}
+        runs = Parts(step).runs() | {"optimizer": step.optimizers[0].step}
+        flops |= {name: _flops(run) for name, run in runs.items()}
         with torch.device("meta"):
             teacher = Teacher(row.teacher, row.network.root.resolution)
             flops["teacher"] = _flops(partial(teacher, step.batch.images))
@@ -121,7 +123,7 @@ def peak_memory(device: str) -> float:
 
 
 def make_step(row: Row, size: int, options: argparse.Namespace) -> Step:
-    """Build a step and take two, so that memory is taken and layers are compiled."""
+    """Build a step and take one or two, so that memory is taken and layers are compiled."""
     step = Step(
         row, size, options.device,
         bf16=options.precision == "bf16", compiled=options.compile, recompute=options.recompute,
@@ -133,34 +135,32 @@ def make_step(row: Row, size: int, options: argparse.Namespace) -> Step:
     return step
 
 
-def try_size(row: Row, size: int, options: argparse.Namespace) -> dict[str, float] | None:
-    """Return speed and memory at a batch size; None if it does not fit."""
-    _free(options.device)
-    try:
-        step = make_step(row, size, options)
-        seconds = statistics.median(timed(step, options.device) for _ in range(options.repeats))
-    except torch.OutOfMemoryError:
-        return None
+def sweep(row: Row, options: argparse.Namespace) -> list[dict[str, float]]:
+    """Return speed and memory of batch sizes, until one does not fit."""
+    tried = []
+    for size in SWEEP:
+        _free(options)
+        try:
+            tried.append(_speed(row, size, options))
+        except torch.OutOfMemoryError:
+            break
+    return tried
+
+
+def _speed(row: Row, size: int, options: argparse.Namespace) -> dict[str, float]:
+    step = make_step(row, size, options)
+    seconds = statistics.median(timed(step, options.device) for _ in range(options.repeats))
     memory = peak_memory(options.device)
     return {"batch_size": size, "images_per_s": size / seconds, "peak_memory_gib": memory}
 
 
-def _free(device: str) -> None:
+def _free(options: argparse.Namespace) -> None:
     """Give back what the last batch size held, and let the next be compiled for its own shape."""
     gc.collect()
-    torch.compiler.reset()
-    if device == "cuda":
+    if options.compile:
+        torch.compiler.reset()
+    if options.device == "cuda":
         torch.cuda.empty_cache()
-
-
-def sweep(row: Row, options: argparse.Namespace) -> list[dict[str, float]]:
-    """Try batch sizes until one does not fit."""
-    tried = []
-    for size in SWEEP:
-        if (found := try_size(row, size, options)) is None:
-            break
-        tried.append(found)
-    return tried
 
 
 def measure_step(row: Row, size: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -182,9 +182,7 @@ def measure_step(row: Row, size: int, options: argparse.Namespace) -> dict[str, 
         "peak_memory_gib": memory,
         "seconds": {name: _median(each) for name, each in times.items()},
         "sum_of_parts_seconds": _median(sums),
-        "hidden_work": statistics.median(
-            a / b for a, b in zip(around, sums[1:], strict=True)
-        ),
+        "hidden_work": statistics.median(a / b for a, b in zip(around, sums[1:], strict=True)),
     }
 
 
@@ -242,119 +240,186 @@ def compare_optimizers(row: Row, options: argparse.Namespace) -> dict[str, Any]:
         "muon": BatchedMuon(matrices, **muon),
         "torch_muon": Muon(matrices, **muon, adjust_lr_fn="match_rms_adamw"),
         "adamw_fused": AdamW(rest, lr=config.lr, fused=True),
-        "adamw": AdamW(rest, lr=config.lr),
+        "adamw": AdamW(rest, lr=config.lr),  # not fused: one by one, on CUDA in groups
     }
     runs = {name: optimizer.step for name, optimizer in optimizers.items()}
     times = in_turn(runs, options.device, options.repeats)
     return {
         "num_matrices": len(matrices),
-        "seconds": {name: _median(each) for name, each in times.items()},
+        "muon_seconds": _median(times["muon"]),
+        "torch_muon_seconds": _median(times["torch_muon"]),
         "muon_ratio": _ratio(times["torch_muon"], times["muon"]),
+        "adamw_fused_seconds": _median(times["adamw_fused"]),
+        "adamw_seconds": _median(times["adamw"]),
         "adamw_ratio": _ratio(times["adamw"], times["adamw_fused"]),
     }
 
 
 def measure_row(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure all that is asked for of a row."""
-    row = read_row(name, options.parameters)
+    row = read_row(name, PARAMETERS)
     flops, size, tried = count_flops(row), options.batch_size, []
     if size is None:
         tried = sweep(row, options)
+        if not tried:
+            raise ValueError(f"{name} does not fit in batches of {SWEEP[0]}; give a --batch-size")
         size = max(tried, key=lambda each: each["images_per_s"])["batch_size"]
-    _free(options.device)
+    _free(options)
     found = {"flops": flops, "sweep": tried, "peak_flops": peak_flops(options.device)}
     found |= measure_step(row, size, options)
-    if found["peak_flops"]:
-        found["mfu"] = flops["step"] * found["images_per_s"] / found["peak_flops"]
-    _free(options.device)
+    rate, peak = flops["step"] * found["images_per_s"], found["peak_flops"]
+    found["utilisation"] = peak and rate / peak
+    _free(options)
     found["sampling"] = measure_sampling(row, options)
     if options.compare_muon:
-        _free(options.device)
+        _free(options)
         found["optimizers"] = compare_optimizers(row, options)
     return found
 
 
 def to_markdown(result: dict[str, Any]) -> str:
     """Return the results as a page."""
-    machine, on_gpu = result["about"], result["device"] == "cuda"
-    peak = "its bfloat16 peak, dense" if on_gpu else "a large float32 product in the same run"
+    machine, rows, on_gpu = result["about"], result["rows"], result["device"] == "cuda"
+    peak = "the GPU's dense bfloat16 peak" if on_gpu else "a large float32 product in this run"
     lines = [
         "# Training step",
         "",
         f"{machine['date']}, commit {machine['commit']}{', edited' * machine['edited']}, "
         f"{machine['gpu' if on_gpu else 'cpu']}, {machine['threads']} threads, torch "
-        f"{machine['versions']['torch']}; {result['precision']}, `{result['command']}`.",
-        "Random images, features and weights, no loader. Medians of runs that take turns; "
-        f"utilisation: FLOP of forward and backward by seconds, of {peak}. "
-        "Step / parts: what a step takes by what its parts take alone; goal on a CPU: at most 1.15.",
+        f"{machine['versions']['torch']}, {result['precision']}; `{result['command']}`.",
+        "Random images, features and weights, no loader. Medians of runs in turn. Utilisation: "
+        f"FLOP of forward and backward a second, of {peak}. Step / parts: seconds of a step by "
+        "those of its parts alone, goal on a CPU at most 1.15.",
         "",
-        "| row | batch | images/s | TFLOP an image | utilisation | GiB | step, s | parts, s "
-        "| step / parts |",
-        "| --- | --: | --: | --: | --: | --: | --: | --: | --: |",
-    ]
-    rows = result["rows"]
-    for name, row in rows.items():
-        cells = [
-            f"{row['batch_size']}", f"{row['images_per_s']:.3g}",
-            f"{row['flops']['step'] / 1e12:.3f}", _percent(row.get("mfu")),
-            f"{row['peak_memory_gib']:.1f}", f"{row['seconds']['step']:.3f}",
-            f"{row['sum_of_parts_seconds']:.3f}", f"**{row['hidden_work']:.2f}**",
-        ]  # fmt: skip
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    for name, row in rows.items():
-        lines += ["", *_parts_table(name, row)]
-    return "\n".join([*lines, "", *_sampling_table(rows), *_optimizers_table(rows)]) + "\n"
-
-
-def _parts_table(name: str, row: dict[str, Any]) -> list[str]:
-    """Return the table of a row's parts; the optimizer's FLOP are a step's, shared by its batch."""
-    lines = [
-        f"| {name} | s | of the parts | GFLOP an image | utilisation |",
-        "| --- | --: | --: | --: | --: |",
-    ]
-    size, seconds, flops = row["batch_size"], row["seconds"], dict(row["flops"])
-    flops["optimizer"] /= size
-    for part in [part for part in (*PARTS, "step", "teacher") if part in seconds]:
-        rate = size * flops[part] / seconds[part] / row["peak_flops"] if row["peak_flops"] else 0
-        share = "" if part in ("step", "teacher") else seconds[part] / row["sum_of_parts_seconds"]
-        title = {"step": "**step**", "teacher": "teacher, cached"}.get(part, part)
-        cells = [f"{seconds[part]:.4f}", _percent(share), f"{flops[part] / 1e9:.1f}"]
-        lines.append(f"| {title} | {' | '.join(cells)} | {_percent(rate)} |")
-    for each in row["sweep"]:
-        speed, memory = f"{each['images_per_s']:.3g} images/s", f"{each['peak_memory_gib']:.1f} GiB"
-        lines += ["" if each is row["sweep"][0] else "", f"batch {each['batch_size']}: {speed}, {memory}"]
-    return lines
-
-
-def _percent(share: float | str | None) -> str:
-    return f"{100 * share:.1f} %" if share else ""
-
-
-def _sampling_table(rows: dict[str, Any]) -> list[str]:
-    lines = [
-        "Sampling in float32, a solver step of Euler's; goal of guided / plain: at most 1.25.",
-        "",
-        "| row | batch | plain, s a step | guided, s a step | guided / plain | decode, s |",
-        "| --- | --: | --: | --: | --: | --: |",
+        *_table(
+            "row | batch | images/s | TFLOP an image | utilisation | GiB | step, s | parts, s | "
+            "step / parts",
+            [_step_cells(name, row) for name, row in rows.items()],
+        ),
     ]
     for name, row in rows.items():
-        batch, plain, guided, ratio, decode = row["sampling"].values()
-        lines.append(
-            f"| {name} | {batch} | {plain:.4f} | {guided:.4f} | **{ratio:.2f}** | {decode:.4f} |"
-        )
-    return lines
-
-
-def _optimizers_table(rows: dict[str, Any]) -> list[str]:
+        lines += _table(f"{name} | s | share | GFLOP an image | utilisation", _part_cells(row))
+    swept = [[name, *each.values()] for name, row in rows.items() for each in row["sweep"]]
+    if swept:
+        lines += _table("row | batch | images/s | GiB", swept)
+    lines += ["Sampling in float32, Euler's steps; guided / plain: goal at most 1.25.", ""]
+    lines += _table(
+        "row | batch | s a plain step | s a guided step | guided / plain | s to decode",
+        [[name, *row["sampling"].values()] for name, row in rows.items()],
+    )
     compared = {name: row["optimizers"] for name, row in rows.items() if "optimizers" in row}
-    lines = [
-        "",
-        "| optimizers | matrices | Muon, s | torch's, s | ratio | AdamW fused, s | default, s | ratio |",
-        "| --- | --: | --: | --: | --: | --: | --: | --: |",
-    ]
-    for name, row in compared.items():
-        muon, torch_muon, fused, adamw = (f"{each:.4f}" for each in row["seconds"].values())
-        cells = [muon, torch_muon, f"{row['muon_ratio']:.2f}"]
-        cells += [fused, adamw, f"{row['adamw_ratio']:.2f}"]
-        lines.append(f"| {name} | {row['num_matrices']} | {' | '.join(cells)} |")
-    return lines if compared else []
+    if compared:
+        lines += _table(
+            "row | matrices | Muon, s | torch's, s | ratio | fused AdamW, s | plain, s | ratio",
+            [[name, *row.values()] for name, row in compared.items()],
+        )
+    return "\n".join(lines)
+
+
+def _table(header: str, rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Return a table and an empty line."""
+    marks = ["---"] + ["--:"] * header.count("|")
+    lines = [[f"{x:.4g}" if isinstance(x, float) else str(x) for x in row] for row in rows]
+    return [f"| {' | '.join(line)} |" for line in ([header], marks, *lines)] + [""]
+
+
+def _step_cells(name: str, row: dict[str, Any]) -> list[Any]:
+    return [
+        name, row["batch_size"], row["images_per_s"], row["flops"]["step"] / 1e12,
+        _percent(row["utilisation"]), f"{row['peak_memory_gib']:.1f}", row["seconds"]["step"],
+        row["sum_of_parts_seconds"], f"{row['hidden_work']:.3f}",
+    ]  # fmt: skip
+
+
+def _part_cells(row: dict[str, Any]) -> list[list[Any]]:
+    """Return a line a part; the optimizer's FLOP are a step's, divided among its images."""
+    seconds, size = row["seconds"], row["batch_size"]
+    flops = row["flops"] | {"optimizer": row["flops"]["optimizer"] / size}
+    titles = {part: part for part in PARTS if part in seconds}
+    titles |= {"step": "step", "teacher": "teacher, cached"}
+    return [
+        [
+            title, seconds[part],
+            _percent(seconds[part] / row["sum_of_parts_seconds"] if part in PARTS else None),
+            flops[part] / 1e9,
+            _percent(row["peak_flops"] and size * flops[part] / seconds[part] / row["peak_flops"]),
+        ]
+        for part, title in titles.items()
+    ]  # fmt: skip
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the options; what is not given follows the device, as in the loop."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--rows", nargs="+", help="all three; on a CPU dsd_b")
+    parser.add_argument("--batch-size", type=int, help=f"best of {SWEEP}; on a CPU 2")
+    parser.add_argument("--sample-batch-size", type=int, help="128; on a CPU 2")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), help="bf16; a CPU has fp32 alone")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="on CUDA alone")
+    parser.add_argument("--recompute", action="store_true", help="activations in the backward pass")
+    parser.add_argument(
+        "--deterministic", action=argparse.BooleanOptionalAction, default=True,
+        help="on CUDA, as in a training",
+    )  # fmt: skip
+    parser.add_argument("--compare-muon", action="store_true", help="optimizers beside torch's")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--name", help="of the results files; train_step_<device>")
+    options = parser.parse_args(argv)
+    on_gpu = options.device == "cuda"
+    if not on_gpu and (options.compile or options.precision == "bf16"):
+        parser.error("on a CPU the loop neither compiles nor takes bf16; leave both out")
+    defaults = {
+        "rows": ["dsd_s", "dsd_m", "dsd_b"] if on_gpu else ["dsd_b"],
+        "batch_size": None if on_gpu else 2,
+        "sample_batch_size": 128 if on_gpu else 2,
+        "precision": "bf16" if on_gpu else "fp32",
+        "compile": on_gpu,
+        "name": f"train_step_{options.device}",
+    }
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
+
+
+def write(result: dict[str, Any], options: argparse.Namespace) -> str:
+    """Write what is there and return it as a page."""
+    page = to_markdown(result)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{options.name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (RESULTS / f"{options.name}.md").write_text(page, encoding="utf-8")
+    return page
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print and write down, row by row."""
+    options = parse(argv)
+    one_rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    with mock.patch.dict(os.environ, one_rank), joined(options.device):
+        if not options.deterministic:
+            torch.use_deterministic_algorithms(False)
+        result = {
+            "about": about("timm"),
+            "command": " ".join(
+                ["benchmarks/train_step.py", *(sys.argv[1:] if argv is None else argv)]
+            ),
+            "device": options.device,
+            "precision": options.precision,
+            "compile": options.compile,
+            "recompute": options.recompute,
+            "deterministic": options.deterministic and options.device == "cuda",
+            "rows": {},
+        }
+        for name in options.rows:
+            result["rows"][name] = measure_row(name, options)
+            page = write(result, options)
+    print(page)
+
+
+if __name__ == "__main__":
+    main()

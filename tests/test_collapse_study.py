@@ -5,6 +5,7 @@ the data named; what did not hold stands in docs/dsd.md.
 """
 
 import json
+import logging
 from pathlib import Path
 from statistics import fmean
 
@@ -19,6 +20,8 @@ from selfdistill.data.shards import Shards
 from selfdistill.pipelines.report.study import summarise_study
 from selfdistill.pipelines.train.job import train_row
 from selfdistill.settings import CONFIG_LOADER_ARGS
+
+logger = logging.getLogger(__name__)
 
 SEEDS = (0, 1, 2)
 CIFAR10 = Path(__file__).parents[2] / "shared/data/cifar10"
@@ -58,7 +61,7 @@ def trained(request, project, conf, one_rank, tmp_path):
         return [json.loads(line) for line in checkpoint.curves.read_text().splitlines()]
 
     summaries = [summarise_study({case: train(case, seed) for case in CASES}) for seed in SEEDS]
-    print(json.dumps(summaries, indent=1))
+    logger.info("%s: %s", request.param, json.dumps(summaries))
     return request.param, summaries
 
 

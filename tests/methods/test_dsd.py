@@ -110,6 +110,31 @@ def test_each_term_trains_exactly_its_modules(batch, term, modules):
     assert reached(make(), batch, term) == modules
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"augmentation": None},
+        {"weights": {**WEIGHTS, "velocity": 0.0, "classification": 0.0}},
+        {"weights": {**WEIGHTS, "alignment": 0.0, "representation": 0.0, "perceptual": 0.0}},
+        *(
+            {
+                **case, "augmentation": None, "velocity_target": "average",
+                "weights": dict.fromkeys(WEIGHTS, 0.0) | {"distillation": 1, "reconstruction": 1},
+            }
+            for case in CASES.values()
+        ),
+    ],
+)  # fmt: skip
+def test_what_asks_for_a_gradient_is_what_gets_one(batch, changes):
+    """Ranks wait for the gradient of every parameter that asks for one."""
+    method = make(**changes)
+    sum(method.loss(batch).values()).mean().backward()
+    asking = {name for name, p in method.network.named_parameters() if p.requires_grad}
+    got = {name for name, p in method.network.named_parameters() if p.grad is not None}
+    assert asking == got
+
+
 def test_alignment_trains_the_aligned_block_of_the_noisy_pass_and_none_above_it(batch):
     """And all of the encoder, through the noised latent, which is not detached."""
     method = make(network={"depth": 4}, augmentation=None)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from selfdistill.data.loader import Batch
@@ -61,6 +61,8 @@ class DSD(Autoencoder):
             )
         self.config = config
         self.network = network
+        for part in _idle(network, config):
+            part.requires_grad_(False)
         self.average = copy.deepcopy(network).requires_grad_(False)
         self.perceptual = None if weights is None else _perceptual(config, weights)
 
@@ -278,6 +280,27 @@ class DSD(Autoencoder):
                 "this DSD was built without weights of frozen networks: it only samples"
             )
         return self.perceptual(x0_pred, x0)
+
+
+def _idle(network: DSDViT, config: DSDConfig) -> list[nn.Module | nn.Parameter]:
+    """Return what no term of the loss trains: ranks must not wait for its gradient."""
+    weights = config.weights
+    of_z0 = weights.distillation and config.prediction == "z0"
+    of_velocity = weights.velocity or (weights.distillation and config.prediction == "velocity")
+    used: dict[nn.Module | nn.Parameter, float | bool] = {
+        network.z0_out: of_z0,
+        network.velocity_out: of_velocity,
+        network.dit_layer: of_z0 or of_velocity,
+        network.time_embedding: of_z0 or of_velocity,
+        network.class_embedding: of_z0 or of_velocity,
+        network.image_out: weights.reconstruction or weights.perceptual,
+        network.teacher_out: weights.alignment,
+        network.class_out: weights.classification,
+        network.mask_token: config.augmentation is not None,
+    }
+    if network.config.representation_head:
+        used[network.representation_out] = weights.representation
+    return [part for part, is_used in used.items() if not is_used]
 
 
 def _perceptual(config: DSDConfig, weights: Mapping[str, Path]) -> LPIPS | None:

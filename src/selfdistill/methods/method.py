@@ -21,8 +21,9 @@ class Method(nn.Module, ABC):
     def turns(self) -> dict[str, LossFn]:
         """Return the loss of each trained network, in the order of the updates.
 
-        The name is that of the attribute that holds the network. A loss returns named terms per
-        sample, already weighted; the loop sums, averages and logs them.
+        The name is that of the attribute that holds the network; parameters of it that do not
+        require a gradient when the training starts stay as they are. A loss returns named terms
+        per sample, already weighted; the loop sums, averages and logs them.
         """
 
     @abstractmethod

@@ -9,7 +9,7 @@ from kedro.runner import SequentialRunner
 from matplotlib.backends.backend_agg import FigureCanvasAgg as Canvas
 from matplotlib.figure import Figure
 
-from selfdistill.pipelines.report import study
+from selfdistill.pipelines.report import pictures
 from selfdistill.pipelines.report.pipeline import create_study_pipeline
 from selfdistill.pipelines.report.study import draw_study, summarise_study
 
@@ -38,7 +38,7 @@ BAD = log([8, 4, 2, 1], [9, 8, 7, 6], error=0.5)
 def figures(monkeypatch) -> list[Figure]:
     """The figures that were drawn."""
     drawn: list[Figure] = []
-    monkeypatch.setattr(study, "FigureCanvasAgg", lambda f: drawn.append(f) or Canvas(f))
+    monkeypatch.setattr(pictures, "FigureCanvasAgg", lambda f: drawn.append(f) or Canvas(f))
     return drawn
 
 

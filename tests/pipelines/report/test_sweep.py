@@ -8,7 +8,7 @@ from kedro.runner import SequentialRunner
 from matplotlib.backends.backend_agg import FigureCanvasAgg as Canvas
 from matplotlib.figure import Figure
 
-from selfdistill.pipelines.report import study
+from selfdistill.pipelines.report import pictures
 from selfdistill.pipelines.report.pipeline import create_sweep_pipeline
 from selfdistill.pipelines.report.sweep import describe_choice, draw_sweep, pick_point
 
@@ -40,7 +40,7 @@ RESULTS = {
 def figures(monkeypatch) -> list[Figure]:
     """The figures that were drawn."""
     drawn: list[Figure] = []
-    monkeypatch.setattr(study, "FigureCanvasAgg", lambda f: drawn.append(f) or Canvas(f))
+    monkeypatch.setattr(pictures, "FigureCanvasAgg", lambda f: drawn.append(f) or Canvas(f))
     return drawn
 
 

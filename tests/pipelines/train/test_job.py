@@ -247,9 +247,9 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_counted(
     states = []
     original = loop.apply_gradients
 
-    def watch(network, optimizers, max_norm):
+    def watch(trained, optimizers, max_norm):
         def content():
-            parameters = [p.detach().clone() for p in network.parameters()]
+            parameters = [p.detach().clone() for p in trained]
             buffers = [
                 value.clone()
                 for optimizer in optimizers
@@ -259,7 +259,7 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_counted(
             return parameters + buffers
 
         before = content()
-        norm = original(network, optimizers, max_norm)
+        norm = original(trained, optimizers, max_norm)
         after = content()
         same = len(before) == len(after) and all(map(torch.equal, before, after))
         states.append((bool(norm.isfinite()), same))
@@ -329,9 +329,8 @@ def test_without_a_probe_there_are_no_diagnostics(run, tmp_path):
     assert all("diagnostics" not in line for line in lines)
 
 
-def test_a_violated_inequality_is_said_once(
-    images, network, method, train_config, tmp_path, caplog
-):
+@pytest.fixture(scope="module")
+def naive(method):
     """Naive joint training, whose projection has the rank of the noise (DSD, Fig. 2, case 1)."""
     weights = dict.fromkeys(type(method.root.weights).model_fields, 0.0)
     values = method.model_dump() | {
@@ -339,11 +338,28 @@ def test_a_violated_inequality_is_said_once(
         "velocity_target": "average",
         "weights": weights | {"distillation": 1.0, "reconstruction": 1.0},
     }  # fmt: skip
-    naive = type(method).model_validate(values)
+    return type(method).model_validate(values)
+
+
+def test_a_violated_inequality_is_said_once(
+    images, network, naive, train_config, one_rank, tmp_path, caplog
+):
     config = train_config.model_copy(update={"total_nimg": 320})
-    machine = DistributedConfig(device="cpu", num_ranks=1)
-    train_row(images, None, network, naive, config, machine, tmp_path, {})
+    train_row(images, None, network, naive, config, one_rank, tmp_path, {})
     assert caplog.text.count("The latents may be collapsing") == 1
+
+
+def test_ranks_do_not_wait_for_heads_that_no_term_trains(
+    images, network, naive, train_config, one_rank, tmp_path
+):
+    two_ranks = DistributedConfig(device="cpu", num_ranks=2)
+    losses = []
+    for name, machine in (("one", one_rank), ("two", two_ranks)):
+        scratch = tmp_path / name
+        checkpoint = train_row(images, None, network, naive, train_config, machine, scratch, {})
+        lines = checkpoint.curves.read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_an_aligned_objective_without_features_is_refused(

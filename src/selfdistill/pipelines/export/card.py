@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import yaml
 
-from selfdistill.base_config import Config
+from selfdistill.base_config import as_written
 from selfdistill.diffusion.config import SolverConfig
 from selfdistill.methods.config import PAPERS
 from selfdistill.metrics.config import METRICS
@@ -45,7 +45,7 @@ def default_sampling(paper: Mapping[str, Any], samplings: Mapping[str, Any]) -> 
         paper: The row's `PaperConfig`, as written.
         samplings: The row's samplings, as written.
     """
-    chosen = _plain(samplings[_default_name(paper, samplings)])
+    chosen = as_written(samplings[_default_name(paper, samplings)])
     fields = SolverConfig.model_fields
     return SolverConfig.model_validate({name: chosen[name] for name in fields if name in chosen})
 
@@ -129,7 +129,7 @@ class Card:
         parameters = {
             "data": self.data,
             **{name: self.about[name] for name in _SECTIONS if name in self.about},
-            "samplings": {name: _plain(sampling) for name, sampling in self.samplings.items()},
+            "samplings": {name: as_written(sampling) for name, sampling in self.samplings.items()},
         }
         return "\n".join(
             [
@@ -213,11 +213,6 @@ def _yaml(values: Mapping[str, Any]) -> str:
     """Return values as conf has them: short lists and blocks on one line, no aliases."""
     apart = json.loads(json.dumps(values))  # what YAML would give an alias, each time anew
     return yaml.safe_dump(apart, sort_keys=False, default_flow_style=None, width=100)
-
-
-def _plain(sampling: Any) -> Any:
-    """Return a sampling as YAML has it; Kedro makes a model of it where another node wants one."""
-    return sampling.model_dump(mode="json") if isinstance(sampling, Config) else sampling
 
 
 def _table(lines: Sequence[tuple[str, ...]], heads: Sequence[str] = _HEADS) -> str:

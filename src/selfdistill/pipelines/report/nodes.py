@@ -3,6 +3,7 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
+from selfdistill.base_config import as_written
 from selfdistill.pipelines.report.table import Table
 
 if TYPE_CHECKING:
@@ -90,8 +91,9 @@ def pick_guidance(**inputs: Any) -> dict[str, Any]:
     (params,) = (name for name in inputs if name.startswith("params:"))
     row = params.removeprefix("params:").removesuffix(".sweep")
     sweep = inputs[params]
-    results = {point: inputs[f"{row}.{point}.metrics"] for point in sweep["points"]}
-    record = pick_point(sweep["metric"], sweep["points"], results)
+    points = {point: as_written(sampling) for point, sampling in sweep["points"].items()}
+    results = {point: inputs[f"{row}.{point}.metrics"] for point in points}
+    record = pick_point(sweep["metric"], points, results)
     logger.info(
         "Sweep of %s: %s\nThese lines belong into its `guided` sampling.",
         row,

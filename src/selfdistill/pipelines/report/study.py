@@ -20,6 +20,7 @@ from PIL import Image
 
 from selfdistill.metrics import rank
 from selfdistill.metrics.curves import Series
+from selfdistill.pipelines.report.pictures import to_picture
 
 Record = Mapping[str, Any]
 Looks = Mapping[str, tuple[str, Mapping[str, Any]]]

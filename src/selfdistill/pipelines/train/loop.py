@@ -7,7 +7,7 @@ same bits as one that never stopped.
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,12 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
         SystemExit, KeyboardInterrupt: After SIGTERM or SIGINT, with the state saved.
     """
     share = config.share_of_rank(world.size)
+    trained = {
+        name: [p for p in getattr(method, name).parameters() if p.requires_grad]
+        for name in method.turns()
+    }
     optimizers = {
-        name: build_optimizers(getattr(method, name), config.optimizer) for name in method.turns()
+        name: build_optimizers(getattr(method, name), config.optimizer) for name in trained
     }
     state = State(method, optimizers)
     state.load(directory, world)
@@ -128,7 +132,10 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
         recompute_layers(method)
     if config.compile and world.device.type == "cuda":
         compile_layers(method)
-    turns = {name: _parallel_turn(method, name, world) for name in method.turns()}
+    turns = {}
+    for name in trained:  # the ranks are joined around what takes gradients at that moment
+        _train_only(trained, name)
+        turns[name] = world.parallel(Turn(method, name))
     num_micro = share // min(config.micro_batch_size, share)
     batches = loader.stream(_places(config, world, state.nimg, len(turns), num_micro))
     probe = loader.load(np.arange(config.num_probe_images)) if config.num_probe_images else None
@@ -142,7 +149,7 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
         while state.nimg < config.total_nimg:
             lr = learning_rate(config, state.nimg)
             for name, turn in turns.items():
-                network = _train_only(method, name)
+                _train_only(trained, name)
                 set_learning_rate(optimizers[name], lr)
                 for micro in range(num_micro):
                     with world.synchronised(turn, last=micro == num_micro - 1):
@@ -151,7 +158,7 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
                         (sum(losses.values()).sum() / share).backward()
                     for term, values in losses.items():
                         state.means.add(f"{name}/{term}", values)
-                norm = apply_gradients(network, optimizers[name], config.clip_norm)
+                norm = apply_gradients(trained[name], optimizers[name], config.clip_norm)
                 state.means.add("grad_norm", norm)
             state.nimg += config.batch_size
             method.after_step(state.nimg, config.batch_size)
@@ -198,14 +205,8 @@ def _places(
                 yield np.arange(mine + micro * size, mine + (micro + 1) * size)
 
 
-def _train_only(method: Method, name: str) -> nn.Module:
-    """Let gradients reach the network of this turn alone, and return it."""
-    for other in method.turns():
-        getattr(method, other).requires_grad_(other == name)
-    return getattr(method, name)
-
-
-def _parallel_turn(method: Method, name: str, world: World) -> nn.Module:
-    """Join the ranks around a turn while only its network takes gradients."""
-    _train_only(method, name)
-    return world.parallel(Turn(method, name))
+def _train_only(trained: Mapping[str, Sequence[nn.Parameter]], name: str) -> None:
+    """Let gradients reach what this turn trains, and nothing that another turn does."""
+    for other, parameters in trained.items():
+        for parameter in parameters:
+            parameter.requires_grad_(other == name)

@@ -28,14 +28,16 @@ def learning_rate(config: TrainConfig, nimg: int) -> float:
 
 
 def build_optimizers(network: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
-    """Give the network's hidden matrices to Muon and everything else to AdamW.
+    """Give the network's hidden matrices to Muon and everything else that is trained to AdamW.
 
     Muon's update is scaled to the RMS of AdamW's, 0.2 sqrt(max(out, in)) (Moonlight,
     arXiv:2502.16982), so both follow one learning rate.
     """
-    matrices = network.hidden_matrices()  # type: ignore[operator]
-    chosen = {id(parameter) for parameter in matrices}
-    rest = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
+    hidden = network.hidden_matrices()  # type: ignore[operator]
+    chosen = {id(parameter) for parameter in hidden}
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if id(parameter) in chosen]
+    rest = [parameter for parameter in trained if id(parameter) not in chosen]
     return [
         BatchedMuon(
             matrices,
@@ -56,9 +58,9 @@ def set_learning_rate(optimizers: Sequence[Optimizer], lr: float) -> None:
 
 
 def apply_gradients(
-    network: nn.Module, optimizers: Sequence[Optimizer], max_norm: float
+    parameters: Sequence[nn.Parameter], optimizers: Sequence[Optimizer], max_norm: float
 ) -> torch.Tensor:
-    """Clip the network's gradient to a norm of at most `max_norm`, and update the weights with it.
+    """Clip the gradient to a norm of at most `max_norm`, and update the parameters with it.
 
     A gradient that is not finite changes neither weights nor averages: torch's fused optimizers
     skip the step when told so by `found_inf`, on the device, without the host waiting for it.
@@ -66,7 +68,7 @@ def apply_gradients(
     Returns:
         The norm before, (); not finite if the step was skipped.
     """
-    norm = nn.utils.clip_grad_norm_(network.parameters(), max_norm, foreach=True)
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
     skip = (~norm.isfinite()).float()
     for optimizer in optimizers:
         optimizer.found_inf = skip  # type: ignore[attr-defined]
