@@ -5,9 +5,13 @@ import json
 import pytest
 import torch
 
+from selfdistill.data.loader import Batch
 from selfdistill.distributed_config import DistributedConfig
+from selfdistill.draws import Draws
 from selfdistill.methods.registry import build_method
+from selfdistill.pipelines.train.curves import Means
 from selfdistill.pipelines.train.job import train_row
+from selfdistill.pipelines.train.optim import apply_gradients, build_optimizers
 
 pytestmark = [
     pytest.mark.gpu,
@@ -54,3 +58,47 @@ def test_latents_pixels_and_logits_keep_float32_under_autocast(network, method):
         t, labels = torch.rand(2, device="cuda"), torch.zeros(2, dtype=torch.int64, device="cuda")
         outputs = (z, vit.predict_z0(h, t, labels), vit.predict_velocity(h, t, labels))
         assert all(y.dtype == torch.float32 for y in (*outputs, vit.decode(h), vit.classify(z)))
+
+
+def test_compiled_layers_train_as_eager_ones_do(
+    images, features, network, method, train_config, tmp_path
+):
+    gpu = DistributedConfig(device="cuda", num_ranks=1)
+    losses = []
+    for compiled in (False, True):
+        config = train_config.model_copy(update={"compile": compiled})
+        scratch = tmp_path / str(compiled)
+        checkpoint = train_row(images, features, network, method, config, gpu, scratch, {})
+        lines = checkpoint.curves.read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_no_part_of_a_step_makes_the_host_wait(network, method, train_config):
+    """CUDA's own debug mode raises where something asks the device for a value."""
+    built = build_method(network, method, {}).cuda()
+    optimizers = build_optimizers(built.network, train_config.optimizer)
+    trained = [p for p in built.network.parameters() if p.requires_grad]
+    means = Means()
+    batch = Batch(
+        images=torch.rand(8, 3, 16, 16, device="cuda") * 2 - 1,
+        labels=torch.arange(8, device="cuda") % 5,
+        features=torch.randn(8, 4, 6, device="cuda"),
+        draws=Draws(0, torch.arange(8, device="cuda")),
+    )
+
+    def step():
+        with torch.autocast("cuda", torch.bfloat16):
+            losses = built.loss(batch)
+        sum(losses.values()).mean().backward()
+        for name, values in losses.items():
+            means.add(name, values)
+        means.add("grad_norm", apply_gradients(trained, optimizers, 1.0))
+        built.after_step(8, 8)
+
+    step()  # optimizers make their states in the first one
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -13,7 +14,8 @@ def recompute_layers(method: Method) -> None:
     """Let the backward pass compute the activations inside each trained layer again.
 
     Memory then grows with one layer's activations, not with all, for a third more computation. No
-    layer draws random numbers, so the gradient is the same to the bit.
+    layer draws random numbers, so the gradient is the same to the bit. Layers that are compiled are
+    compiled before.
     """
     for name in method.turns():
         for layer in _layers_of(getattr(method, name)):
@@ -29,7 +31,7 @@ def compile_layers(method: Method) -> None:
     """
     for network in method.children():
         for layer in _layers_of(network):
-            layer.compile()
+            layer.forward = torch.compile(layer.forward)
 
 
 def _layers_of(network: nn.Module) -> Iterator[nn.Module]:

@@ -128,10 +128,10 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
     }
     state = State(method, optimizers)
     state.load(directory, world)
-    if config.recompute_activations:
-        recompute_layers(method)
     if config.compile and world.device.type == "cuda":
         compile_layers(method)
+    if config.recompute_activations:
+        recompute_layers(method)
     turns = {}
     for name in trained:  # the ranks are joined around what takes gradients at that moment
         _train_only(trained, name)
