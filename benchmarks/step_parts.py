@@ -57,6 +57,7 @@ PARTS = (
     "augmentation, draws", "encoder", "EMA pass", "noisy pass", "diffusion heads", "other heads",
     "decoder", "LPIPS", "losses", "optimizer", "EMA update",
 )  # fmt: skip
+UPDATES = {"optimizer", "EMA update"}  # of weights; the others are the loss and its gradient
 Run = Callable[[], Any]
 
 
@@ -119,10 +120,10 @@ class Step:
         self.method = build(row, device)
         self.optimizers = optim.build_optimizers(self.method.network, row.train.optimizer)
         self.trained = [p for p in self.method.network.parameters() if p.requires_grad]
-        if recompute:
-            recompute_layers(self.method)
         if compiled:
             compile_layers(self.method)
+        if recompute:
+            recompute_layers(self.method)
         config, images = row.network.root, (size, 3, *[row.network.root.resolution] * 2)
         with torch.device(device):
             self.batch = Batch(

@@ -11,7 +11,9 @@ on values. Only a weight that starts at zero gets noise, because a GPU multiplie
 `step_parts.py` says how the step is cut: every operation is in one part and in no other. Step and
 parts take turns, so that a machine that is busy for a while is busy for all of them; the parts of a
 round are held against the steps before and after it. FLOP are counted on the meta device: forward
-and backward, no recomputation. The teacher is in no sum, its features are cached.
+and backward, no recomputation. The teacher is in no sum, its features are cached. Muon's products
+belong to a step, not to an image: with few images a step they are most of it, so the loss with its
+gradient is held against its parts once more without the updates.
 """
 
 import argparse
@@ -22,7 +24,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
@@ -32,7 +34,7 @@ from unittest import mock
 
 import torch
 from machine import about
-from step_parts import PARTS, Parts, Row, Run, Step, build, read_row
+from step_parts import PARTS, UPDATES, Parts, Row, Run, Step, build, read_row
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW, Muon
 from torch.utils.flop_counter import FlopCounterMode
@@ -61,7 +63,7 @@ def count_flops(row: Row) -> dict[str, int]:
         step = Step(row, 1, "meta")
         flops = {"step": _flops(step.backward)}
         runs = Parts(step).runs() | {"optimizer": step.optimizers[0].step}
-        flops |= {name: _flops(run) for name, run in runs.items()}
+        flops |= {"loss": flops["step"]} | {name: _flops(run) for name, run in runs.items()}
         with torch.device("meta"):
             teacher = Teacher(row.teacher, row.network.root.resolution)
             flops["teacher"] = _flops(partial(teacher, step.batch.images))
@@ -72,16 +74,6 @@ def _flops(run: Run) -> int:
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
-
-
-def peak_flops(device: str) -> float | None:
-    """Return dense FLOP/s: bfloat16 by the GPU's name; a CPU's float32 as measured now."""
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-        return next((peak for part, peak in PEAKS.items() if part in name), None)
-    n = 2048
-    x = torch.randn(n, n)
-    return 2 * n**3 / min(timed(partial(torch.mm, x, x), device) for _ in range(5))
 
 
 def timed(run: Run, device: str) -> float:
@@ -164,26 +156,49 @@ def _free(options: argparse.Namespace) -> None:
 
 
 def measure_step(row: Row, size: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Time parts and step in turn."""
+    """Time parts and step in turn, and beside them the teacher and a product of large matrices."""
     device = options.device
     step = make_step(row, size, options)
     step()
     memory = peak_memory(device)
     with torch.device(device):
-        teacher = Teacher(row.teacher, row.network.root.resolution)
+        teacher, x = Teacher(row.teacher, row.network.root.resolution), torch.randn(2048, 2048)
     parts = Parts(step).runs()
-    runs = {"teacher": partial(_teach, teacher, step), **parts, "step": step}
+    runs = {
+        "product": partial(torch.mm, x, x), "teacher": partial(_teach, teacher, step),
+        "loss": partial(_lose, step), **parts, "step": step,
+    }  # fmt: skip
     times = in_turn(runs, device, options.repeats)
-    sums = [sum(together) for together in zip(*(times[part] for part in parts), strict=True)]
+    product = times.pop("product")
+    sums = _sums(times, parts)
+    of_loss = _sums(times, parts.keys() - UPDATES)
     around = [sum(pair) / 2 for pair in pairwise(times["step"])]
     return {
         "batch_size": size,
         "images_per_s": size / _median(times["step"]),
         "peak_memory_gib": memory,
+        "peak_flops": _peak_of_gpu() if device == "cuda" else 2 * len(x) ** 3 / min(product),
         "seconds": {name: _median(each) for name, each in times.items()},
         "sum_of_parts_seconds": _median(sums),
-        "hidden_work": statistics.median(a / b for a, b in zip(around, sums[1:], strict=True)),
+        "hidden_work": _ratio([0.0, *around], sums),
+        "hidden_work_of_loss": _ratio(times["loss"], of_loss),
     }
+
+
+def _sums(times: dict[str, list[float]], parts: Iterable[str]) -> list[float]:
+    """Return what the parts took together in each round."""
+    return [sum(together) for together in zip(*(times[part] for part in parts), strict=True)]
+
+
+def _lose(step: Step) -> None:
+    """Take the loss and its gradient, and drop that: the rest of the round makes its own."""
+    step.backward()
+    step.method.network.zero_grad(set_to_none=True)
+
+
+def _peak_of_gpu() -> float | None:
+    name = torch.cuda.get_device_name()
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
 def _teach(teacher: Teacher, step: Step) -> None:
@@ -265,8 +280,7 @@ def measure_row(name: str, options: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"{name} does not fit in batches of {SWEEP[0]}; give a --batch-size")
         size = max(tried, key=lambda each: each["images_per_s"])["batch_size"]
     _free(options)
-    found = {"flops": flops, "sweep": tried, "peak_flops": peak_flops(options.device)}
-    found |= measure_step(row, size, options)
+    found = {"flops": flops, "sweep": tried} | measure_step(row, size, options)
     rate, peak = flops["step"] * found["images_per_s"], found["peak_flops"]
     found["utilisation"] = peak and rate / peak
     _free(options)
@@ -289,11 +303,11 @@ def to_markdown(result: dict[str, Any]) -> str:
         f"{machine['versions']['torch']}, {result['precision']}; `{result['command']}`.",
         "Random images, features and weights, no loader. Medians of runs in turn. Utilisation: "
         f"FLOP of forward and backward a second, of {peak}. Step / parts: seconds of a step by "
-        "those of its parts alone, goal on a CPU at most 1.15.",
+        "those of its parts alone, goal on a CPU at most 1.15; loss / parts: without the updates.",
         "",
         *_table(
             "row | batch | images/s | TFLOP an image | utilisation | GiB | step, s | parts, s | "
-            "step / parts",
+            "step / parts | loss / parts",
             [_step_cells(name, row) for name, row in rows.items()],
         ),
     ]
@@ -328,6 +342,7 @@ def _step_cells(name: str, row: dict[str, Any]) -> list[Any]:
         name, row["batch_size"], row["images_per_s"], row["flops"]["step"] / 1e12,
         _percent(row["utilisation"]), f"{row['peak_memory_gib']:.1f}", row["seconds"]["step"],
         row["sum_of_parts_seconds"], f"{row['hidden_work']:.3f}",
+        f"{row['hidden_work_of_loss']:.3f}",
     ]  # fmt: skip
 
 
@@ -336,7 +351,7 @@ def _part_cells(row: dict[str, Any]) -> list[list[Any]]:
     seconds, size = row["seconds"], row["batch_size"]
     flops = row["flops"] | {"optimizer": row["flops"]["optimizer"] / size}
     titles = {part: part for part in PARTS if part in seconds}
-    titles |= {"step": "step", "teacher": "teacher, cached"}
+    titles |= {"loss": "loss and gradient", "step": "step", "teacher": "teacher, cached"}
     return [
         [
             title, seconds[part],

@@ -206,6 +206,8 @@ def joined(device: str) -> Iterator[World]:
         # The same bits each time, on the same kind of GPU; products of float32 may use TF32.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # Nobody reads memory that was not written; filling it would cost bandwidth.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.set_float32_matmul_precision("high")
         where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(where)
