@@ -10,7 +10,8 @@ from kedro.pipeline import Pipeline
 
 from selfdistill.hooks import PreflightHooks
 from selfdistill.io.asset import AssetDataset
-from selfdistill.pipelines import evaluate, features, train
+from selfdistill.io.raw_images import RawImagesDataset
+from selfdistill.pipelines import evaluate, features, preprocess, train
 from selfdistill.settings import CONFIG_LOADER_ARGS
 
 
@@ -70,3 +71,18 @@ def test_weights_that_are_not_what_they_should_be_stop_the_run(preflight, tmp_pa
     catalog = DataCatalog({"weights.inception_2015": entry})
     with pytest.raises(DatasetError, match=r"weights\.pth"):
         preflight(Pipeline(stage, namespace="dsd_s.plain", inputs=shared), None, catalog)
+
+
+def test_absent_raw_images_stop_the_run(preflight, tmp_path):
+    """Those of reconstruction, say, which are needed when a training of days has ended."""
+    entry = RawImagesDataset(path=str(tmp_path / "nowhere"), layout="class_folders")
+    with pytest.raises(FileNotFoundError, match=r"raw\.imagenet_val: no raw images"):
+        preflight(
+            Pipeline(
+                preprocess.create_pipeline(None),
+                namespace="imagenet_val_256",
+                inputs={"raw": "raw.imagenet_val"},
+            ),
+            None,
+            DataCatalog({"raw.imagenet_val": entry}),
+        )

@@ -2,11 +2,16 @@ import subprocess
 import sys
 
 import pytest
+from kedro.config import OmegaConfigLoader
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.validation.type_extractor import TypeExtractor
 from pydantic import BaseModel
+
+from selfdistill.config import ProjectConfig
+from selfdistill.pipeline_registry import _check_names
+from selfdistill.settings import CONFIG_LOADER_ARGS
 
 ROWS = ("dsd_s", "dsd_m", "dsd_b")
 CASES = ("naive", "decoupled", "transformed", "averaged", "augmented")
@@ -73,6 +78,22 @@ def test_a_sweep_measures_all_points_of_one_checkpoint_and_picks(registered, row
     assert len(points) == 10
     assert sum(node.short_name == "train" for node in pipeline.nodes) == 1
     assert not any(name.endswith(".npz") for name in pipeline.all_outputs())
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"report": "dsd_s"}, "report cannot name a row or a study"),
+        ({"sweep_mine": "dsd_s"}, "sweep_mine cannot name"),
+        ({"collapse_study": "dsd_s"}, "collapse_study names both a row and a study"),
+    ],
+)
+def test_a_name_that_another_pipeline_has_is_refused(project, changes, text):
+    loader = OmegaConfigLoader(str(project / "conf"), env="tiny", **CONFIG_LOADER_ARGS)
+    parameters = loader["parameters"]
+    rows = {name: parameters[of] for name, of in changes.items()}
+    with pytest.raises(ValueError, match=text):
+        _check_names(ProjectConfig.from_parameters(parameters | rows))
 
 
 def test_every_node_has_a_name_and_rows_are_namespaces(registered):

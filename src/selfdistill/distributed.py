@@ -56,13 +56,13 @@ class World:
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return bool(value)
 
-    def mean(self, value: Tensor) -> Tensor:
-        """Return the mean over ranks of a tensor, in float32."""
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum over ranks of a tensor."""
         if self.size == 1:
-            return value.float()
-        value = value.float().clone()
+            return value
+        value = value.clone()
         dist.all_reduce(value)
-        return value / self.size
+        return value
 
     def parallel(self, module: nn.Module) -> nn.Module:
         """Wrap a module whose trained parameters get the mean gradient of all ranks."""

@@ -34,9 +34,16 @@ class PreflightHooks:
 
         Raises:
             ValueError: If the device is absent, or a batch does not divide among the ranks.
-            FileNotFoundError: If the weights of a teacher are not where the configuration says.
+            FileNotFoundError: If raw images, or the weights of a teacher, are not where the
+                configuration says.
             DatasetError: If a file cannot be fetched, or is not the one that it should be.
         """
+        for entry in sorted(pipeline.inputs()):
+            if entry.startswith("raw.") and not catalog.exists(entry):
+                raise FileNotFoundError(
+                    f"{entry}: no raw images where the catalog says; say where they are in "
+                    "conf/local/globals.yml"
+                )
         functions = {node.func for node in pipeline.nodes}
         for entry in sorted(pipeline.inputs()):
             if entry.startswith(("weights.", "references.")):

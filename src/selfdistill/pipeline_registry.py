@@ -23,8 +23,6 @@ from selfdistill.pipelines import (
 from selfdistill.settings import CONFIG_LOADER_ARGS, ProjectConfigLoader
 
 STAGES = ("preprocess", "features", "train", "sample", "evaluate", "report", "export")
-
-
 _MACHINE = {"params:distributed": "params:distributed"}
 
 
@@ -38,6 +36,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         `compare`: the metrics of images that a user brings; `__default__`: all lines of the tables.
     """
     config = ProjectConfig.from_parameters(_config_loader()["parameters"])
+    _check_names(config)
     lines = {name: row for name, row in config.rows.items() if row.study is None}
     rows = {name: _row_stages(name, row, config) for name, row in config.rows.items()}
     sources = {name: _sources(row, config) for name, row in config.rows.items()}
@@ -70,6 +69,21 @@ def register_pipelines() -> dict[str, Pipeline]:
     pipelines["compare"] = evaluate.create_compare_pipeline(_weights(config.compare.evaluation))
     pipelines["__default__"] = sum(stages.values(), Pipeline([]))
     return pipelines
+
+
+def _check_names(config: ProjectConfig) -> None:
+    """Refuse rows and studies whose pipelines would take another one's name.
+
+    Raises:
+        ValueError: Naming the key.
+    """
+    studies = {row.study for row in config.rows.values() if row.study}
+    taken = {*STAGES, "compare", "__default__", *config.datasets}
+    for name in (*config.rows, *studies):
+        if name in taken or name.startswith(("preprocess_", "sweep_")):
+            raise ValueError(f"conf: {name} cannot name a row or a study: it names a pipeline")
+    if clash := sorted(studies & config.rows.keys()):
+        raise ValueError(f"conf: {clash[0]} names both a row and a study; rename one")
 
 
 def _joined(*parts: dict[str, Pipeline]) -> Pipeline:
@@ -156,7 +170,7 @@ def _row_stages(name: str, row: RowConfig, config: ProjectConfig) -> dict[str, P
     }
     if row.paper is not None:
         stages["export"] = Pipeline(
-            export.create_pipeline(name, list(row.samplings)),
+            export.create_pipeline(name, _measured(row)),
             namespace=name,
             inputs={"images": f"{row.data}.images"},
         )
@@ -193,7 +207,8 @@ def _reconstruction(name: str, data: str, config: ProjectConfig) -> dict[str, Pi
     """Return a row's reconstructions of a dataset, measured against its images one by one."""
     weights = _weights(config.reconstruction)
     images, namespace = {"images": f"{data}.images"}, f"{name}.reconstruction"
-    measured = evaluate.create_reference_pipeline(weights)
+    reference = {"reference": f"{data}.originals"}  # one for all rows
+    evaluation = {**_MACHINE, "params:evaluation": "params:reconstruction"}
     return {
         "sample": Pipeline(
             sample.create_reconstruction_pipeline(),
@@ -202,10 +217,17 @@ def _reconstruction(name: str, data: str, config: ProjectConfig) -> dict[str, Pi
             parameters={**_MACHINE, "params:reconstruction": f"params:{name}.reconstruction"},
         ),
         "evaluate": Pipeline(
-            measured + evaluate.create_pipeline(weights, repeated=False),
-            namespace=namespace,
+            evaluate.create_reference_pipeline(weights),
+            namespace=f"{data}.reconstruction",
             inputs={**images, **_shared_weights(weights)},
-            parameters={**_MACHINE, "params:evaluation": "params:reconstruction"},
+            outputs=reference,
+            parameters=evaluation,
+        )
+        + Pipeline(
+            evaluate.create_pipeline(weights, repeated=False),
+            namespace=namespace,
+            inputs={**images, **reference, **_shared_weights(weights)},
+            parameters=evaluation,
         ),
     }
 
@@ -219,6 +241,11 @@ def _sweep(name: str, row: RowConfig, config: ProjectConfig) -> Pipeline:
     return _joined(*points) + report.create_sweep_pipeline(name, list(row.sweep.points))
 
 
+def _measured(row: RowConfig) -> list[str]:
+    """Return what of a row is measured, by name: its samplings, and its reconstructions."""
+    return [*row.samplings, *(["reconstruction"] if row.reconstruction else [])]
+
+
 def _papers(lines: dict[str, RowConfig]) -> list[str]:
     return sorted({row.method.root.name for row in lines.values()})
 
@@ -228,6 +255,6 @@ def _report(paper: str, lines: dict[str, RowConfig]) -> Pipeline:
         (name, sampling)
         for name, row in lines.items()
         if row.method.root.name == paper
-        for sampling in (*row.samplings, *(["reconstruction"] if row.reconstruction else []))
+        for sampling in _measured(row)
     ]
     return report.create_pipeline(paper, entries)

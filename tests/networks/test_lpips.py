@@ -3,11 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 import torchmetrics.functional.image.lpips as torchmetrics_lpips
+from kedro.config import OmegaConfigLoader
 from torch import Tensor, nn
 
 from selfdistill.files import sha256_of
 from selfdistill.networks import lpips
 from selfdistill.networks.lpips import LPIPS, load_lpips, random_lpips, unit_normalise
+from selfdistill.settings import CONFIG_LOADER_ARGS
 
 LINEAR = Path(torchmetrics_lpips.__file__).parent / "lpips_models" / "vgg.pth"
 VGG16 = "vgg16-397923af.pth"
@@ -210,7 +212,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"vgg.pth.*{lpips.LINEAR_SHA256[:16]}.*is not torch"):
             load_lpips(LINEAR, LINEAR)
         monkeypatch.undo()
-        message = f"{VGG16}.*{sha256_of(vgg16)}.*{lpips.VGG16_SHA256}.*fetch it again from https"
+        message = f"{VGG16}.*{sha256_of(vgg16)}.*{lpips.VGG16_SHA256}.*the catalog fetches it again"
         with pytest.raises(ValueError, match=message):
             load_lpips(vgg16, LINEAR)
 
@@ -241,3 +243,10 @@ class TestRefusals:
         if shape[0] != 2:
             with pytest.raises(ValueError, match=r"\(N, 3, H, W\)"):
                 measure(torch.zeros(shape), torch.zeros(shape))
+
+
+def test_the_catalog_fetches_the_files_that_are_accepted(project):
+    loader = OmegaConfigLoader(str(project / "conf"), env="base", **CONFIG_LOADER_ARGS)
+    catalog = loader["catalog"]
+    assert catalog["weights.vgg16"]["sha256"] == lpips.VGG16_SHA256
+    assert catalog["weights.lpips_vgg"]["sha256"] == lpips.LINEAR_SHA256

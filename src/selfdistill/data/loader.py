@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfdistill.data.pixels import dequantise
 from selfdistill.data.shards import Shards
 from selfdistill.draws import Draws
 
@@ -104,14 +105,14 @@ class Loader:
         place = torch.from_numpy(positions)
         flips = Draws(self.seed, place).bernoulli("flip", 0.5 if self.flip else 0.0).reshape(-1)
         indices = self.indices(positions)
-        pixels = torch.from_numpy(self.images.read(indices)).permute(0, 3, 1, 2)
-        pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
+        pixels = torch.from_numpy(self.images.read(indices))  # (N, H, W, 3)
+        pixels = torch.where(flips[:, None, None, None], pixels.flip(2), pixels)
         features = None
         if self.features is not None:
             tokens = self.features.read(indices, parts=flips.numpy().astype(int))
             features = self._move(torch.from_numpy(tokens)).float()
         return Batch(
-            images=self._move(pixels.contiguous()).float() / 127.5 - 1,
+            images=dequantise(self._move(pixels)).contiguous(),
             labels=self._move(torch.from_numpy(self.images.labels[indices])),
             features=features,
             draws=Draws(self.seed, self._move(place)),

@@ -66,8 +66,9 @@ class DSDConfig(Config):
             ("average", Eq. 13).
         prediction: What is compared with it: the clean latent in latent space ("z0", Eq. 13), or
             the velocity ("velocity", Eq. 2 and 8).
-        velocity_target: Latent z* of Eq. 14: the network's own, of images that stay whole
-            ("whole"), or the averaged network's, of all images ("average").
+        velocity_target: Latent z* of Eq. 14: the network's own, of images that stay whole and
+            count for those that do not ("whole"), or the averaged network's, of all images
+            ("average").
         augmentation: Of the online branch; None: both branches see the same image.
         perceptual_network: Network of LPIPS: "lpips_vgg16" as published, or "lpips_random", a
             narrow one with fixed random weights that needs no file.
@@ -102,6 +103,12 @@ class DSDConfig(Config):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
+        of_the_noisy_pass = ("distillation", "reconstruction", "perceptual", "alignment")
+        if not any(getattr(self.weights, name) for name in (*of_the_noisy_pass, "representation")):
+            raise ValueError(
+                "weights: nothing trains the ViT; give a weight to one of "
+                f"{', '.join(of_the_noisy_pass)} or representation"
+            )
         if self.target != "average":
             if self.augmentation is not None:
                 raise ValueError(

@@ -13,6 +13,7 @@ to where the paper starts from, Eq. 2 (naive) and Eq. 8 (decoupled), whose laten
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from selfdistill.methods.config import DSDConfig
 from selfdistill.methods.ema import update_average, warmed_up_decay
 from selfdistill.methods.method import Autoencoder, Losses, LossFn
 from selfdistill.metrics import rank
-from selfdistill.metrics.rank import rank_diagnostics
+from selfdistill.metrics.rank import effective_rank, rank_diagnostics
 from selfdistill.networks.dsd_vit import DSDViT
 from selfdistill.networks.lpips import LPIPS, load_lpips, random_lpips
 
@@ -93,12 +94,7 @@ class DSD(Autoencoder):
         if weights.velocity:
             z_star = target if self.config.velocity_target == "average" else z0
             v = paths.velocity(z_star, eps).detach()
-            v_pred = network.predict_velocity(h.detach(), t.flatten(), labels)
-            # Paper: the squared error alone; LightningDiT, whose setup the paper keeps: and
-            # 1 - cosine; we follow LightningDiT.
-            losses["velocity"] = _squared_error(v_pred, v) + _one_minus_cosine(v_pred, v)
-            if self.config.velocity_target == "whole":
-                losses["velocity"] = losses["velocity"] * self._weight_of_whole(augmented)
+            losses["velocity"] = self._velocity(h.detach(), t, labels, v, augmented)
         if weights.reconstruction or weights.perceptual:
             x0_pred = network.decode(h)
         if weights.reconstruction:
@@ -128,6 +124,8 @@ class DSD(Autoencoder):
     def diagnose(self, batch: Batch) -> dict[str, Any]:
         """Return effective ranks (Eq. 3), the margin of Eq. 5, and how well images come back.
 
+        Numbers of heads that no term trains are left out, and so is what is not finite.
+
         Args:
             batch: As for `loss`; 4,096 tokens or more give ranks of little noise.
         """
@@ -140,22 +138,29 @@ class DSD(Autoencoder):
         target, _ = self._target(x0, online)
         h, _ = network.denoise(paths.interpolate(online, eps, t))
         projection = self._projection(h, t, batch.labels, eps)
+        ranks = rank_diagnostics(*(z.flatten(0, 1) for z in (target, online, projection)))
+        if ranks and self.config.weights.velocity:
+            z0_pred = network.predict_velocity(h, t.flatten(), batch.labels) + eps
+            if z0_pred.isfinite().all():
+                velocity = effective_rank(z0_pred.flatten(0, 1), centred=False)
+                ranks[rank.RANK_VELOCITY] = velocity
 
         z0 = network.encode(x0)
         h, teacher_pred = network.denoise(z0)
         error = network.decode(h) - x0
         mse = error.square().mean(dim=(1, 2, 3))
-        hits = network.classify(z0).argmax(dim=1) == batch.labels
-        found = {
-            **rank_diagnostics(*(z.flatten(0, 1) for z in (target, online, projection))),
-            rank.RECONSTRUCTION_ERROR: float(error.abs().mean()),
-            rank.PSNR: float((10 * (_PEAK**2 / mse).log10()).mean()),
-            rank.CLASS_ACCURACY: float(hits.float().mean()),
+        means = {
+            rank.RECONSTRUCTION_ERROR: error.abs().mean(),
+            rank.PSNR: (10 * (_PEAK**2 / mse).log10()).mean(),
         }
-        if batch.features is not None:
+        if self.config.weights.classification:
+            hits = network.classify(z0).argmax(dim=1) == batch.labels
+            means[rank.CLASS_ACCURACY] = hits.float().mean()
+        if self.config.weights.alignment and batch.features is not None:
             cosine = 1 - _one_minus_cosine(teacher_pred.float(), batch.features)
-            found[rank.TEACHER_COSINE] = float(cosine.mean())
-        return found
+            means[rank.TEACHER_COSINE] = cosine.mean()
+        values = {name: float(value) for name, value in means.items()}
+        return ranks | {name: value for name, value in values.items() if math.isfinite(value)}
 
     def noise_shape(self) -> tuple[int, ...]:
         """Return (L, C)."""
@@ -265,14 +270,22 @@ class DSD(Autoencoder):
             return self.network.predict_z0(h, t.flatten(), labels)
         return self.network.predict_velocity(h, t.flatten(), labels) + eps
 
-    def _weight_of_whole(self, augmented: Tensor) -> Tensor:
-        """Return 0 for augmented images and a weight for whole ones that keeps the expectation.
+    def _velocity(
+        self, h: Tensor, t: Tensor, labels: Tensor, v: Tensor, augmented: Tensor
+    ) -> Tensor:
+        """Return the loss of the velocity head, (N,): Eq. 14, from features that are detached.
 
-        Paper: z* in Eq. 14 is E(x+) or E_ema(x), the text does not say. Images that stay whole give
-        a velocity field that transports noise to one latent law.
+        Paper: the squared error alone; LightningDiT, whose setup the paper keeps: and 1 - cosine;
+        we follow LightningDiT. Paper: z* is E(x+) or E_ema(x), the text does not say. Images that
+        stay whole give a velocity field that transports noise to one latent law; they get a weight
+        that keeps the expectation over all images.
         """
+        v_pred = self.network.predict_velocity(h, t.flatten(), labels)
+        loss = _squared_error(v_pred, v) + _one_minus_cosine(v_pred, v)
         config = self.config.augmentation
-        return ~augmented / (1 - (config.probability if config else 0.0))
+        if config is None or self.config.velocity_target == "average":
+            return loss
+        return loss * ~augmented / (1 - config.probability)
 
     def _lpips(self, x0_pred: Tensor, x0: Tensor) -> Tensor:
         if self.perceptual is None:

@@ -29,6 +29,7 @@ RANK_ONLINE: Final = "rank_online"
 RANK_ONLINE_CENTRED: Final = "rank_online_centred"
 RANK_PROJECTION: Final = "rank_projection"
 RANK_PROJECTION_CENTRED: Final = "rank_projection_centred"
+RANK_VELOCITY: Final = "rank_velocity"  # of velocity plus noise, where a head predicts velocities
 RANK_MARGIN: Final = "rank_margin"  # rank_target - rank_projection: Eq. 5 holds where it is > 0
 
 # Spread of the latents, in their own unit; 0 where all are one point.
@@ -86,11 +87,14 @@ def rank_diagnostics(target: "Tensor", online: "Tensor", projection: "Tensor") -
 
     Returns:
         Floats by name, the names `RANK_*`, `STD_TARGET` and `STD_ONLINE`, and a list of d floats
-        as `CHANNEL_STD_ONLINE`.
+        as `CHANNEL_STD_ONLINE`. Nothing at all where a number is not finite: a training that
+        skips such steps must not end at looking at them.
 
     Raises:
-        ValueError: If one of them is not (n, d), n is below 2, or a number is not finite.
+        ValueError: If one of them is not (n, d), or n is below 2.
     """
+    if not all(bool(of.isfinite().all()) for of in (target, online, projection)):
+        return {}
     target_, online_, projection_ = (_moments(of) for of in (target, online, projection))
     rank_target, rank_projection = (
         _effective_rank(of, centred=False) for of in (target_, projection_)

@@ -17,11 +17,7 @@ from selfdistill.files import sha256_once
 from selfdistill.networks.weights import check_keys, read_weights
 
 VGG16_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
-VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 LINEAR_SHA256 = "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"
-LINEAR_URL = (
-    "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth"
-)
 
 WIDTHS = (64, 128, 256, 512, 512)
 # Convolutions of each stage, by their index in torchvision's `vgg16().features`.
@@ -148,13 +144,13 @@ def load_lpips(vgg16: Path, linear: Path) -> LPIPS:
         for index in convolutions
         for kind in ("weight", "bias")
     }
-    weights = _read_published(vgg16, "torchvision's VGG16", VGG16_SHA256, VGG16_URL)
+    weights = _read_published(vgg16, "torchvision's VGG16", VGG16_SHA256)
     _fill(vgg16, "VGG16", convolutions, weights)
     linears = {
         f"lin{stage}.model.1.weight": network.get_buffer(f"linear_{stage}")
         for stage in range(len(STAGES))
     }
-    weights = _read_published(linear, "LPIPS v0.1 for VGG16", LINEAR_SHA256, LINEAR_URL)
+    weights = _read_published(linear, "LPIPS v0.1 for VGG16", LINEAR_SHA256)
     _fill(linear, "LPIPS for VGG16", linears, weights)
     return network
 
@@ -181,13 +177,13 @@ def random_lpips(seed: int = 0, widths: Sequence[int] = (8, 16, 32, 32, 32)) -> 
     return network
 
 
-def _read_published(path: Path, title: str, sha256: str, url: str) -> dict[str, Tensor]:
+def _read_published(path: Path, title: str, sha256: str) -> dict[str, Tensor]:
     """Read a file that must be the published one, without a classifier's weights."""
     found = sha256_once(path)
     if found != sha256:
         raise ValueError(
-            f"{path} (sha256 {found}) is not {title} as published (sha256 {sha256}); "
-            f"fetch it again from {url}"
+            f"{path} (sha256 {found}) is not {title} as published (sha256 {sha256}): delete it, "
+            "and the catalog fetches it again"
         )
     weights = read_weights(path)
     return {key: value for key, value in weights.items() if not key.startswith("classifier.")}

@@ -1,13 +1,18 @@
 """What only a CUDA device can show."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
 
 from selfdistill.data.loader import Batch
+from selfdistill.distributed import joined
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.draws import Draws
+from selfdistill.files import write_json
+from selfdistill.methods.dsd import DSD
 from selfdistill.methods.registry import build_method
 from selfdistill.pipelines.train.curves import Means
 from selfdistill.pipelines.train.job import train_row
@@ -19,17 +24,58 @@ pytestmark = [
 ]
 
 
-def test_two_bf16_trainings_give_the_same_bytes(
-    images, features, network, method, train_config, tmp_path
-):
-    config = train_config.model_copy(update={"precision": "bf16"})
+@pytest.fixture
+def in_process(monkeypatch):
+    """Train on the GPU in this process, where a test can stop it."""
+    one_rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    for name, value in one_rank.items():
+        monkeypatch.setenv(name, value)
+    with joined("cuda") as world:
+
+        def run_here(run, directory, spec, _):
+            file = directory.with_suffix(".json")
+            write_json(file, {"directory": str(directory), **spec})
+            run(file, world)
+
+        monkeypatch.setattr("selfdistill.pipelines.train.job.run_job", run_here)
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_bf16_trainings_give_the_same_bytes_stopped_or_not(
+    images, features, network, method, train_config, tmp_path, monkeypatch, in_process, compiled,
+    recomputed,
+):  # fmt: skip
+    """The probe is of another size than the batches, and must not matter to them."""
+    changes = {
+        "precision": "bf16", "compile": compiled, "recompute_activations": recomputed,
+        "num_probe_images": 6,
+    }  # fmt: skip
+    config = train_config.model_copy(update=changes)
     machine = DistributedConfig(device="cuda", num_ranks=1)
-    one, two = (
-        train_row(images, features, network, method, config, machine, tmp_path / name, {})
-        for name in ("one", "two")
-    )
+
+    def train(name):
+        torch.compiler.reset()
+        return train_row(images, features, network, method, config, machine, tmp_path / name, {})
+
+    one, two = train("one"), train("two")
+    after_step = DSD.after_step
+
+    def stop(self, nimg, batch_size):
+        after_step(self, nimg, batch_size)
+        if nimg == 40:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DSD, "after_step", stop)
+        with pytest.raises(SystemExit):
+            train("stopped")
+    resumed = train("stopped")
     for file in ("weights.safetensors", "curves.jsonl"):
-        assert (one.path / file).read_bytes() == (two.path / file).read_bytes()
+        for other in (two, resumed):
+            assert (one.path / file).read_bytes() == (other.path / file).read_bytes()
 
 
 def test_bf16_follows_the_cpus_float32(

@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from selfdistill import files
+from selfdistill.data.loader import Batch
 from selfdistill.distributed_config import DistributedConfig
+from selfdistill.draws import Draws
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.pipelines.train.job import train_row
 
@@ -238,10 +240,10 @@ def test_a_loss_that_stays_broken_stops_the_training_and_is_named(run, tmp_path,
         run(tmp_path)
 
 
-def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_counted(
+def test_a_step_whose_gradient_is_not_finite_changes_no_weight_and_is_counted(
     run, tmp_path, monkeypatch, caplog
 ):
-    """Weights, momenta and averages stay as they were; the mean leaves the bad image out."""
+    """Nor a momentum, nor an optimizer's count; the mean leaves the bad image out."""
     from selfdistill.pipelines.train import loop
 
     states = []
@@ -283,6 +285,32 @@ def test_skipping_survives_a_resumption_in_the_middle_of_an_interval(run, tmp_pa
     whole = content(run(tmp_path / "whole"))
     stopped_at(40, run, tmp_path / "broken", monkeypatch)  # the interval ends at 48
     assert content(run(tmp_path / "broken")) == whole
+
+
+def test_skipped_steps_are_counted_once_when_the_number_of_ranks_changes(
+    run, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr("selfdistill.methods.dsd.DSD.loss", poisoned_in({4}))
+        stopped_at(40, run, tmp_path, monkeypatch)  # the interval ends at 48
+    checkpoint = run(tmp_path, DistributedConfig(device="cpu", num_ranks=2))
+    lines = [json.loads(line) for line in checkpoint.curves.read_text().splitlines()]
+    assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 0, 0, 0]
+
+
+def test_latents_that_overflow_in_a_probe_end_no_training(network, method):
+    from selfdistill.methods.registry import build_method
+
+    built = build_method(network, method, {})
+    with torch.no_grad():
+        built.network.latent_out.weight.fill_(torch.inf)
+    batch = Batch(
+        images=torch.rand(4, 3, 16, 16), labels=torch.arange(4), features=torch.randn(4, 4, 6),
+        draws=Draws(0, torch.arange(4)),
+    )  # fmt: skip
+    found = built.diagnose(batch)
+    assert not any(name.startswith(("rank", "std")) for name in found)
+    json.dumps(found, allow_nan=False)
 
 
 def test_recomputing_activations_changes_no_bit(run, tmp_path):

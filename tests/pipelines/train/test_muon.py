@@ -64,3 +64,36 @@ def test_a_zero_gradient_moves_nothing():
     parameter.grad = torch.zeros(4, 4)
     BatchedMuon([parameter], lr=1.0, weight_decay=0, momentum=0.95, ns_steps=5).step()
     assert torch.equal(parameter, torch.ones(4, 4))
+
+
+@pytest.mark.parametrize("num_steps_before", [0, 2])
+def test_a_step_that_found_something_infinite_changes_nothing(num_steps_before):
+    """Whatever the gradients are, of one shape or of another, from the first step on."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 8), (8, 8), (4, 8)]
+    parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    optimizer = BatchedMuon(parameters, lr=0.1, weight_decay=0.1, momentum=0.9, ns_steps=5)
+
+    def step(found_inf, poison):
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        parameters[2].grad[0, 0] = poison
+        optimizer.found_inf = torch.tensor(float(found_inf))
+        optimizer.step()
+
+    for _ in range(num_steps_before):
+        step(False, 1.0)
+
+    def content():
+        buffers = [optimizer.state[p].get("momentum_buffer") for p in parameters]
+        zeros = [
+            torch.zeros_like(p) if b is None else b.clone()
+            for p, b in zip(parameters, buffers, strict=True)
+        ]
+        return [p.detach().clone() for p in parameters] + zeros
+
+    before = content()
+    step(True, torch.nan)
+    assert all(map(torch.equal, before, content()))
+    step(False, 1.0)
+    assert not any(torch.equal(a, b) for a, b in zip(before, content(), strict=True))

@@ -66,8 +66,8 @@ class Card:
         paper: The row's `PaperConfig`, as written.
         data: The dataset of the row.
         samplings: The row's samplings, as written.
-        results: By sampling, what the evaluate stage made of this checkpoint's samples; a sampling
-            that nobody has evaluated is absent.
+        results: By sampling, and by "reconstruction", what the evaluate stage made of this
+            checkpoint's images; what nobody has evaluated is absent.
     """
 
     row: str
@@ -152,7 +152,7 @@ class Card:
 
     def _lines(self) -> Iterator[tuple[str, ...]]:
         """Yield a line for each sampling and each metric that the paper or we have of it."""
-        for sampling in self.samplings:
+        for sampling in dict.fromkeys((*self.samplings, *self.results)):
             paper = self.paper["samplings"].get(sampling, {})
             result = self.results.get(sampling)
             ours = result["metrics"] if result else {}
@@ -166,7 +166,9 @@ class Card:
                 number = _shown(metric, ours[metric])
                 number += "" if spread is None else f" ± {_shown(metric, spread)}"
                 protocol = _protocol(metric, result["protocol"])
-                yield sampling, label, theirs, number, self.data, *protocol
+                encoded = result["protocol"]["samples"].get("reconstruction", {})
+                data = encoded.get("data", self.data)
+                yield sampling, label, theirs, number, data, *protocol
 
     def _note(self) -> str:
         reference = self.paper["reference"] or "its dataset"

@@ -94,7 +94,7 @@ def draw_sweep(record: Mapping[str, Any]) -> Image.Image:
     for number, (interval, line) in enumerate(_lines(record).items()):
         panel.plot(
             *zip(*sorted(line), strict=True),
-            label=f"[{interval[0]:g}, {interval[1]:g})",
+            label=f"[{interval[0]:g}, {interval[1]:g}]",
             color=_COLOURS[number % len(_COLOURS)],
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=5,

@@ -24,7 +24,8 @@ _PATIENCE = 10  # lines with the inequality of Eq. 5 violated, before a user is 
 class Means:
     """Means over an interval, kept on the device: adding to them makes no host wait.
 
-    Values that are not finite are counted and left out, for so are the steps that they belong to.
+    Values that are not finite are counted and left out. The sums are float64, in which the order
+    of float32 terms does not matter: ranks that were resumed add up to what the others would.
 
     Attributes:
         totals: By name (3,): the sum of the finite values, their number, the number of all.
@@ -34,16 +35,16 @@ class Means:
         self.totals: dict[str, Tensor] = dict(totals or {})
 
     def add(self, name: str, values: Tensor) -> None:
-        """Take up values, of any shape."""
-        values = values.detach().float().flatten()
+        """Take up values, of any shape; none at all are as good."""
+        values = values.detach().double().flatten()
         finite = values.isfinite()
         sums = (torch.where(finite, values, 0).sum(), finite.sum(), torch.ones_like(values).sum())
-        total = torch.stack([part.float() for part in sums])
+        total = torch.stack([part.double() for part in sums])
         self.totals[name] = self.totals[name] + total if name in self.totals else total
 
     def over_ranks(self, world: World) -> dict[str, Tensor]:
         """Return the totals of all ranks together."""
-        return {name: world.mean(value) * world.size for name, value in self.totals.items()}
+        return {name: world.sum(value) for name, value in self.totals.items()}
 
 
 class Curves:
@@ -72,7 +73,7 @@ class Curves:
 
         Args:
             nimg: Images seen.
-            means: Loss terms since the last line, and "grad_norm", one value a step.
+            means: Loss terms since the last line, and "grad_norm", one value a step, of rank 0.
             lr: The last step's learning rate.
             diagnostics: What the method says of itself; may be empty.
 
@@ -80,7 +81,8 @@ class Curves:
             The mean loss.
 
         Raises:
-            FloatingPointError: If more than half of the steps were skipped; on every rank.
+            FloatingPointError: If more than half of the steps were skipped, or a term was never
+                finite; on every rank.
         """
         totals = {name: value.tolist() for name, value in means.over_ranks(self.world).items()}
         skipped = self._count_skipped(nimg, totals)
@@ -101,20 +103,18 @@ class Curves:
 
     def _count_skipped(self, nimg: int, totals: Mapping[str, list[float]]) -> int:
         """Return how many steps had no finite gradient; refuse to go on if most had none."""
-        _, finite, updates = totals["grad_norm"]
-        skipped = round((updates - finite) / self.world.size)
-        if not skipped:
+        _, finite, steps = totals["grad_norm"]
+        skipped = round(steps - finite)
+        if not skipped and all(count for _, count, _ in totals.values()):
             return 0
         faults = [
             f"{name} is not finite for {total - count:,.0f} of {total:,.0f} images"
             for name, (_, count, total) in totals.items()
             if name != "grad_norm" and count < total
         ] or ["a gradient is not finite, though all loss terms are"]
-        text = (
-            f"{'; '.join(faults)}: {skipped} of {round(updates / self.world.size)} steps were "
-            f"skipped up to {nimg:,} images"
-        )
-        if 2 * skipped > updates / self.world.size:
+        count = f"{skipped} of {steps:.0f} steps were skipped up to {nimg:,} images"
+        text = f"{'; '.join(faults)}: {count}"
+        if 2 * skipped > steps or not all(count for _, count, _ in totals.values()):
             raise FloatingPointError(
                 f"{text}; the last saved state is kept. Lower the learning rate or the gradient's "
                 "clip_norm"

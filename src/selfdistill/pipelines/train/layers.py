@@ -28,10 +28,12 @@ def compile_layers(method: Method) -> None:
     """Compile the layers of every network of the method, one by one.
 
     They share one compiled graph a shape, which takes seconds where a whole network takes minutes.
+    No shape is made symbolic when another one comes, such as the probe's: what a layer computes
+    must not depend on what it computed before.
     """
     for network in method.children():
         for layer in _layers_of(network):
-            layer.forward = torch.compile(layer.forward)
+            layer.forward = torch.compile(layer.forward, dynamic=False)
 
 
 def _layers_of(network: nn.Module) -> Iterator[nn.Module]:

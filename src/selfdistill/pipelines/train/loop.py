@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +64,11 @@ class State:
     optimizers: dict[str, list[Optimizer]]
     nimg: int = 0
     means: Means = field(default_factory=Means)
+
+    def take_up(self, name: str, losses: Losses) -> None:
+        """Add the loss terms of a turn's images to the means."""
+        for term, values in losses.items():
+            self.means.add(f"{name}/{term}", values)
 
     def save(self, directory: Path, world: World) -> None:
         """Write the state, whole or not at all; rank 0 writes for everyone."""
@@ -153,20 +157,16 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
                 set_learning_rate(optimizers[name], lr)
                 for micro in range(num_micro):
                     with world.synchronised(turn, last=micro == num_micro - 1):
-                        with _autocast(config, world):
-                            losses = turn(next(batches))
-                        (sum(losses.values()).sum() / share).backward()
-                    for term, values in losses.items():
-                        state.means.add(f"{name}/{term}", values)
+                        state.take_up(name, _backward(turn, next(batches), share, config, world))
                 norm = apply_gradients(trained[name], optimizers[name], config.clip_norm)
-                state.means.add("grad_norm", norm)
+                state.means.add("grad_norm", norm if world.is_main else norm.new_empty(0))
             state.nimg += config.batch_size
             method.after_step(state.nimg, config.batch_size)
             bar.update(config.batch_size)
 
             if state.nimg % config.log_nimg == 0 or state.nimg >= config.total_nimg:
                 with _autocast(config, world):
-                    diagnostics: dict[str, Any] = {} if probe is None else method.diagnose(probe)
+                    diagnostics = method.diagnose(probe) if probe is not None else {}
                 loss = curves.write(state.nimg, state.means, lr, diagnostics)
                 state.means = Means()
                 bar.set_postfix(loss=f"{loss:.4f}")
@@ -177,6 +177,16 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
                 stop.leave(state.nimg)
     _log_speed(state.nimg - start[1], time.perf_counter() - start[0], world)
     return state.nimg
+
+
+def _backward(
+    turn: nn.Module, batch: Batch, share: int, config: TrainConfig, world: World
+) -> Losses:
+    """Add a micro-batch's share to the gradient of the mean loss over the rank's images."""
+    with _autocast(config, world):
+        losses: Losses = turn(batch)
+    (sum(losses.values()).sum() / share).backward()  # type: ignore[union-attr]
+    return losses
 
 
 def _autocast(config: TrainConfig, world: World) -> torch.autocast:
