@@ -113,6 +113,6 @@ def test_a_defect_keeps_its_traceback_whatever_its_kind():
         result = CliRunner().invoke(cli.cli, ["run"])
         assert isinstance(result.exception, SystemExit)
         assert (
-            "conf: parameters compare, distributed, evaluation, teachers are missing"
+            "conf: parameters compare, distributed, evaluation, reconstruction, teachers are missing"
             in result.output
         )

@@ -27,7 +27,7 @@ def test_a_row_of_a_few_steps_makes_every_artefact(project, conf):
     row = {
         "network": {"width": 32, "depth": 3},
         "train": {"total_nimg": 256, "log_nimg": 128, "checkpoint_nimg": 128},
-        "samplings": {"plain": sampling, "guided": sampling},
+        "samplings": {"plain": sampling, "unshifted": sampling, "guided": sampling},
     }
     conf.change("tiny/parameters/dsd.yml", {"dsd_s": row})
     run(project, conf, "dsd_s")
@@ -57,12 +57,12 @@ def test_a_row_of_a_few_steps_makes_every_artefact(project, conf):
     assert "dsd_s" in (reporting / "dsd" / "table.html").read_text()
     with (reporting / "dsd" / "table.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 9  # three rows: without guidance, with it, reconstruction
+    assert len(lines) == 12  # three rows: three samplings and the reconstruction
     assert [line["fid_paper"] for line in lines][-3:] == ["4.25", "3.35", ""]
     for metric in ("fid", "sfid", "inception_score"):  # nobody measured these here
         assert all(line[f"{metric}_ours"] == "" for line in lines)
         assert all(line[f"{metric}_difference"] == "" for line in lines)
-    assert [line["row"] for line in lines if line["fd_tiny"]] == ["dsd_s", "dsd_s"]
+    assert [line["row"] for line in lines if line["fd_tiny"]] == ["dsd_s"] * 3
 
     # Another row and a finer table need nothing of what is there made again.
     checkpoint = conf.data / "06_models/dsd_s/checkpoint/weights.safetensors"

@@ -76,7 +76,7 @@ def test_weights_that_are_not_what_they_should_be_stop_the_run(preflight, tmp_pa
 def test_absent_raw_images_stop_the_run(preflight, tmp_path):
     """Those of reconstruction, say, which are needed when a training of days has ended."""
     entry = RawImagesDataset(path=str(tmp_path / "nowhere"), layout="class_folders")
-    with pytest.raises(FileNotFoundError, match=r"raw\.imagenet_val: no raw images"):
+    with pytest.raises(DatasetError, match="nowhere: no raw images here"):
         preflight(
             Pipeline(
                 preprocess.create_pipeline(None),

@@ -34,20 +34,17 @@ class PreflightHooks:
 
         Raises:
             ValueError: If the device is absent, or a batch does not divide among the ranks.
-            FileNotFoundError: If raw images, or the weights of a teacher, are not where the
-                configuration says.
-            DatasetError: If a file cannot be fetched, or is not the one that it should be.
+            FileNotFoundError: If the weights of a teacher are not where the configuration says.
+            DatasetError: If raw images are not where the catalog says, or a file cannot be fetched
+                or is not the one that it should be.
         """
-        for entry in sorted(pipeline.inputs()):
-            if entry.startswith("raw.") and not catalog.exists(entry):
-                raise FileNotFoundError(
-                    f"{entry}: no raw images where the catalog says; say where they are in "
-                    "conf/local/globals.yml"
-                )
         functions = {node.func for node in pipeline.nodes}
         for entry in sorted(pipeline.inputs()):
             if entry.startswith(("weights.", "references.")):
                 catalog.load(entry)
+        for entry in sorted(pipeline.inputs()):
+            if entry.startswith("raw.") and not catalog.exists(entry):
+                catalog.load(entry)  # its own error names the place
         if cache_features in functions:
             from selfdistill.networks.dinov3 import weights_file
 

@@ -115,8 +115,8 @@ def test_there_is_a_line_for_each_interval_in_the_order_of_guidance(figures):
     (panel,) = figures[0].axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in panel.lines[:-1]}
     assert lines == {
-        "[0.1, 1)": [[1.0, 8.0], [1.5, 5.0], [2.0, 6.0]],
-        "[0.25, 1)": [[1.5, 5.25]],
+        "[0.1, 1]": [[1.0, 8.0], [1.5, 5.0], [2.0, 6.0]],
+        "[0.25, 1]": [[1.5, 5.25]],
     }
     (legend,) = figures[0].legends
     assert [text.get_text() for text in legend.get_texts()] == list(lines)
