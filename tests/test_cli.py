@@ -112,7 +112,5 @@ def test_a_defect_keeps_its_traceback_whatever_its_kind():
         patch.setattr(cli.kedro_run, "callback", mistaken)
         result = CliRunner().invoke(cli.cli, ["run"])
         assert isinstance(result.exception, SystemExit)
-        assert (
-            "conf: parameters compare, distributed, evaluation, reconstruction, teachers are missing"
-            in result.output
-        )
+        settings = "compare, distributed, evaluation, reconstruction, teachers"
+        assert f"conf: parameters {settings} are missing" in result.output

@@ -32,8 +32,9 @@ def register_pipelines() -> dict[str, Pipeline]:
     Returns:
         `<row>`: from raw images to the row's metrics, its paper's tables and its release;
         `<stage>`: that stage for all lines of the tables; `<study>`: all cases of a study and
-        their figure; `sweep_<row>`: what the row's guidance is picked from; `preprocess_<dataset>`;
-        `compare`: the metrics of images that a user brings; `__default__`: all lines of the tables.
+        their figure; `sweep_<row>`: what the row's guidance is picked from, of its checkpoint as it
+        stands; `preprocess_<dataset>`; `compare`: the metrics of images that a user brings;
+        `__default__`: all lines of the tables.
     """
     config = ProjectConfig.from_parameters(_config_loader()["parameters"])
     _check_names(config)
@@ -55,8 +56,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         if row.study is None:
             pipelines[name] += reports[row.method.root.name]
         if row.sweep is not None:
-            pipelines[f"sweep_{name}"] = _joined(sources[name], {"train": rows[name]["train"]})
-            pipelines[f"sweep_{name}"] += _sweep(name, row, config)
+            pipelines[f"sweep_{name}"] = _sweep(name, row, config)
     for study in sorted({row.study for row in config.rows.values() if row.study}):
         cases = [name for name, row in config.rows.items() if row.study == study]
         pipelines[study] = sum((pipelines[name] for name in cases), Pipeline([]))
