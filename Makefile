@@ -22,7 +22,7 @@ lint: setup  ## Check style, types and architecture
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-test-slow: setup  ## Train the tiny rows, hold metrics to brute force on more images (half an hour)
+test-slow: setup  ## Train the tiny rows, hold metrics to brute force on more images (an hour)
 	$(BIN)/pytest -m slow
 
 test-gpu: setup  ## Run the tests that need a CUDA device
