@@ -10,6 +10,8 @@ from selfdistill.diffusion.config import SolverName
 
 Velocity = Callable[[Tensor, float], Tensor]
 """v(z, t): the state (N, ...) and one flow time for all of it, to the velocity (N, ...)."""
+Solver = Callable[[Velocity, Tensor, list[float]], Tensor]
+"""Velocity, state at times[0] (N, ...), and increasing flow times, to the state at times[-1]."""
 
 
 def shift_time(t: Tensor, shift: float) -> Tensor:
@@ -31,16 +33,7 @@ def time_points(num_steps: int, shift: float = 1.0) -> list[float]:
 
 
 def euler(velocity: Velocity, eps: Tensor, times: list[float]) -> Tensor:
-    """Integrate with z += (t_next - t) v(z, t), first order.
-
-    Args:
-        velocity: Right-hand side.
-        eps: State at times[0], (N, ...).
-        times: Increasing flow times.
-
-    Returns:
-        State at times[-1], (N, ...).
-    """
+    """Integrate with z += (t_next - t) v(z, t), first order."""
     z = eps
     for t, t_next in pairwise(times):
         z = z + (t_next - t) * velocity(z, t)
@@ -52,14 +45,6 @@ def heun(velocity: Velocity, eps: Tensor, times: list[float]) -> Tensor:
 
     Two evaluations a step, the last one at t = 1 included: a velocity has no singularity there,
     unlike EDM's derivative at sigma = 0 (Karras et al., arXiv:2206.00364, Algorithm 1).
-
-    Args:
-        velocity: Right-hand side.
-        eps: State at times[0], (N, ...).
-        times: Increasing flow times.
-
-    Returns:
-        State at times[-1], (N, ...).
     """
     z = eps
     for t, t_next in pairwise(times):
@@ -73,14 +58,6 @@ def adams_bashforth_2(velocity: Velocity, eps: Tensor, times: list[float]) -> Te
     """Integrate with the velocity extrapolated from this step and the one before, second order.
 
     z += h ((1 + r / 2) v_k - r / 2 v_{k-1}),   r = h / (previous h); the first step is Euler's.
-
-    Args:
-        velocity: Right-hand side.
-        eps: State at times[0], (N, ...).
-        times: Increasing flow times, not necessarily evenly spaced.
-
-    Returns:
-        State at times[-1], (N, ...).
     """
     z, h_before, v_before = eps, 0.0, None
     for t, t_next in pairwise(times):
@@ -95,7 +72,7 @@ def adams_bashforth_2(velocity: Velocity, eps: Tensor, times: list[float]) -> Te
     return z
 
 
-SOLVERS: dict[SolverName, Callable[[Velocity, Tensor, list[float]], Tensor]] = {
+SOLVERS: dict[SolverName, Solver] = {
     "euler": euler,
     "heun": heun,
     "ab2": adams_bashforth_2,

@@ -14,6 +14,20 @@ Weight = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
+class Objective(Config):
+    """What the pipelines ask of every method's configuration."""
+
+    @property
+    def frozen_weights(self) -> tuple[str, ...]:
+        """Names of the files of frozen networks that the loss needs: `weights.<name>`."""
+        return ()
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether the loss needs a teacher's features of the images."""
+        return False
+
+
 class DSDWeights(Config):
     """Weights of the terms of the DSD objective; 0 leaves a term out.
 
@@ -56,7 +70,7 @@ class AugmentationConfig(Config):
         return self
 
 
-class DSDConfig(Config):
+class DSDConfig(Objective):
     """The DSD objective (arXiv:2511.14716v1), and the steps of Sec. 3 that lead to it.
 
     Attributes:
@@ -91,14 +105,14 @@ class DSDConfig(Config):
 
     @property
     def frozen_weights(self) -> tuple[str, ...]:
-        """Names of the files of frozen networks that the loss needs: `weights.<name>`."""
+        """Return those of LPIPS, where it is as published."""
         if self.weights.perceptual and self.perceptual_network == "lpips_vgg16":
             return ("vgg16", "lpips_vgg")
         return ()
 
     @property
     def needs_features(self) -> bool:
-        """Whether the loss needs a teacher's features of the images."""
+        """Return whether there is an alignment term."""
         return self.weights.alignment > 0
 
     @model_validator(mode="after")
