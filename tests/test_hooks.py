@@ -57,7 +57,8 @@ def test_absent_teacher_weights_stop_the_run(preflight, project):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
         preflight(
             features.create_pipeline(), "digits_32", teachers={
-                "random_dinov3_tiny": teacher, "dinov3_vitb16": {**teacher, "dim": 768},
+                "random_dinov3_tiny": teacher,
+                "dinov3_vitb16": {**teacher, "dim": 768, "patch_size": 16},
             },
         )  # fmt: skip
 
