@@ -108,6 +108,17 @@ def test_what_the_paper_does_not_state_is_marked_in_the_yaml(project, block):
         assert "not stated" in line, line
 
 
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_the_points_of_a_sweep_differ_and_are_what_their_names_say(project, env):
+    config = ProjectConfig.from_parameters(parameters(project, env))
+    for row in (row for row in config.rows.values() if row.sweep):
+        points = {name: (p.guidance, *p.guidance_interval) for name, p in row.sweep.points.items()}
+        assert len(set(points.values())) == len(points)
+        for name, (guidance, start, end) in points.items():
+            digits = f"from_{start:.1f}_by_{guidance:g}".replace(".", "_")
+            assert (name, end) == (digits, 1.0)
+
+
 def test_tiny_has_the_rows_of_base_and_changes_no_papers_figure(project):
     base, tiny = (ProjectConfig.from_parameters(parameters(project, env)) for env in ENVIRONMENTS)
     assert base.rows.keys() == tiny.rows.keys()
@@ -127,6 +138,7 @@ def test_base_is_50_epochs_of_imagenet_and_249_updates(project):
 
 
 MISTAKES = [
+    (("dsd_b", "method", "weights", "velocity"), 0.0, "dsd_b: its objective trains no velocity"),
     (("dsd_b", "study"), "collapse_study", "dsd_b: a row has either `paper`"),
     (("dsd_b", "samplings"), {}, "dsd_b: samplings: a line of a table needs one or more"),
     (("dsd_b", "sweep", "metric"), "fdi", "dsd_b.sweep: metric: no metric 'fdi'"),

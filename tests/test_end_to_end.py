@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,10 +17,10 @@ BOUNDS = {"dsd_s": 0.80, "dsd_m": 0.80, "dsd_b": 0.85}  # class_accuracy, guided
 SHARE_OF_NOISE = 0.1
 
 
-def run(project, conf, *pipelines):
+def run(project, conf, *pipelines, **options):
     bootstrap_project(project)
     with KedroSession.create(project, env="tiny", conf_source=str(conf.path)) as session:
-        session.run(pipeline_names=list(pipelines))
+        session.run(pipeline_names=list(pipelines), **options)
 
 
 def test_a_row_of_a_few_steps_makes_every_artefact(project, conf):
@@ -71,6 +72,11 @@ def test_a_row_of_a_few_steps_makes_every_artefact(project, conf):
     before = checkpoint.stat().st_mtime_ns
     run(project, conf, "report")
     run(project, conf, "sweep_dsd_s")
+    guided = reporting / "dsd_s/guided/metrics.json"
+    shutil.rmtree(guided.parent)
+    run(project, conf, "dsd_s", only_missing_outputs=True)
+    assert guided.is_file()
+    run(project, conf, "dsd_s", from_nodes=["dsd_s.guided.sample"])
     assert checkpoint.stat().st_mtime_ns == before
     sweep = json.loads((reporting / "dsd_s/sweep.json").read_text())
     assert sweep["metric"] == "fd_tiny"

@@ -11,6 +11,7 @@ from kedro.pipeline import Pipeline
 from selfdistill.hooks import PreflightHooks
 from selfdistill.io.asset import AssetDataset
 from selfdistill.io.raw_images import RawImagesDataset
+from selfdistill.io.report import ArraysDataset
 from selfdistill.pipelines import evaluate, features, preprocess, train
 from selfdistill.settings import CONFIG_LOADER_ARGS
 
@@ -21,10 +22,11 @@ def preflight(project):
         "parameters"
     ]
 
-    def preflight(pipeline, namespace, catalog=None, **changes):
+    def preflight(pipeline, namespace, catalog=None, run_params=None, **changes):
         hooks = PreflightHooks()
         hooks.after_context_created(SimpleNamespace(params=parameters | changes))
-        hooks.before_pipeline_run(Pipeline(pipeline, namespace=namespace), catalog or DataCatalog())
+        whole = Pipeline(pipeline, namespace=namespace)
+        hooks.before_pipeline_run(run_params or {}, whole, catalog or DataCatalog())
 
     return preflight
 
@@ -86,4 +88,12 @@ def test_absent_raw_images_stop_the_run(preflight, tmp_path):
             ),
             None,
             DataCatalog({"raw.imagenet_val": entry}),
+        )
+
+
+def test_a_sweep_does_not_start_without_the_reference_that_it_ends_with(preflight, tmp_path):
+    reference = ArraysDataset(filepath=tmp_path / "reference.npz")
+    with pytest.raises(DatasetError, match=r"reference\.npz"):
+        preflight(
+            evaluate.create_pipeline([]), "dsd_s", DataCatalog({"dsd_s.reference": reference})
         )

@@ -207,6 +207,13 @@ class ProjectConfig(Config):
         names += ["reconstruction"] if row.reconstruction else []
         if twice := sorted({one for one in names if names.count(one) > 1}):
             raise ValueError(f"{name}: {twice} name two samplings each; rename one")
+        method = row.method.root
+        if names and not method.trains_decoding:
+            raise ValueError(f"{name}: its objective trains no decoder, so {names[0]} is no image")
+        if (row.samplings or row.sweep) and not method.trains_sampling:
+            raise ValueError(
+                f"{name}: its objective trains no velocity, so {names[0]} cannot be sampled"
+            )
         if row.reconstruction is None:
             return
         if row.reconstruction.data not in self.datasets:

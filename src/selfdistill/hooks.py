@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from typing import Any
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
@@ -26,25 +27,30 @@ class PreflightHooks:
         self._config = ProjectConfig.from_parameters(context.params)
 
     @hook_impl
-    def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
+    ) -> None:
         """Check what the stages of this run need, before the first of them starts.
 
-        Weights and reference files of the evaluation are fetched now: a training of a week must not
-        end at a download.
+        Weights and reference files of the evaluation are fetched now, and all else that the run
+        takes as given must be there: a training of a week must not end at a download, nor a sweep
+        at a reference that nobody has made. A run of what is missing may do without: which nodes
+        it leaves out is decided after this.
 
         Raises:
             ValueError: If the device is absent, or a batch does not divide among the ranks.
             FileNotFoundError: If the weights of a teacher are not where the configuration says.
-            DatasetError: If raw images are not where the catalog says, or a file cannot be fetched
-                or is not the one that it should be.
+            DatasetError: If something is not where the catalog says, or a file cannot be fetched or
+                is not the one that it should be.
         """
         functions = {node.func for node in pipeline.nodes}
-        for entry in sorted(pipeline.inputs()):
+        given = sorted(name for name in pipeline.inputs() if not name.startswith("param"))
+        for entry in given:
             if entry.startswith(("weights.", "references.")):
                 catalog.load(entry)
-        for entry in sorted(pipeline.inputs()):
-            if entry.startswith("raw.") and not catalog.exists(entry):
-                catalog.load(entry)  # its own error names the place
+        for entry in given if not run_params.get("only_missing_outputs") else ():
+            if entry in catalog and not catalog.exists(entry):
+                catalog.load(entry)  # its own error names the place; what is optional loads as None
         if cache_features in functions:
             from selfdistill.networks.dinov3 import weights_file
 

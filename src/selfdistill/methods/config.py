@@ -27,6 +27,16 @@ class Objective(Config):
         """Whether the loss needs a teacher's features of the images."""
         return False
 
+    @property
+    def trains_sampling(self) -> bool:
+        """Whether the loss trains all that sampling needs."""
+        return True
+
+    @property
+    def trains_decoding(self) -> bool:
+        """Whether the loss trains what turns latents into images."""
+        return True
+
 
 class DSDWeights(Config):
     """Weights of the terms of the DSD objective; 0 leaves a term out.
@@ -114,6 +124,18 @@ class DSDConfig(Objective):
     def needs_features(self) -> bool:
         """Return whether there is an alignment term."""
         return self.weights.alignment > 0
+
+    @property
+    def trains_sampling(self) -> bool:
+        """Return whether velocities are learned."""
+        return self.weights.velocity > 0 or (
+            self.prediction == "velocity" and self.weights.distillation > 0
+        )
+
+    @property
+    def trains_decoding(self) -> bool:
+        """Return whether images are reconstructed."""
+        return self.weights.reconstruction > 0 or self.weights.perceptual > 0
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

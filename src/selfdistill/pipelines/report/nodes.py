@@ -95,9 +95,12 @@ def pick_guidance(**inputs: Any) -> dict[str, Any]:
     results = {point: inputs[f"{row}.{point}.metrics"] for point in points}
     record = pick_point(sweep["metric"], points, results)
     logger.info(
-        "Sweep of %s: %s\nThese lines belong into its `guided` sampling.",
+        "Sweep of %s: %s\nWith these lines in its `samplings.guided`, its number is made by "
+        "kedro run --pipeline=%s --from-nodes=%s.guided.sample",
         row,
         describe_choice(record),
+        row,
+        row,
     )
     return record
 

@@ -50,8 +50,8 @@ class Means:
 class Curves:
     """The loss curves: only what is deterministic.
 
-    Speed and memory are no part of a result: they go to `<job>.speed.jsonl` beside the job. Lines
-    past the point where training is taken up again are dropped.
+    Lines past the point where training is taken up again are dropped. Speed and memory are no part
+    of a result: they go to `<job>.speed.jsonl` beside the job, which keeps all lines.
     """
 
     def __init__(self, directory: Path, nimg: int, world: World) -> None:
@@ -116,8 +116,8 @@ class Curves:
         text = f"{'; '.join(faults)}: {count}"
         if 2 * skipped > steps or not all(count for _, count, _ in totals.values()):
             raise FloatingPointError(
-                f"{text}; the last saved state is kept. Lower the learning rate or the gradient's "
-                "clip_norm"
+                f"{text}; the last saved state is kept for another run of the same row. Lower the "
+                "learning rate or the gradient's clip_norm: a changed row starts anew"
             )
         logger.warning(text)
         return skipped

@@ -33,8 +33,8 @@ from selfdistill.pipelines.train.loop import fit
 logger = logging.getLogger(__name__)
 
 _SCIENCE = (
-    "data/loader.py", "data/photometric.py", "data/shards.py", "diffusion", "draws.py", "methods",
-    "metrics/rank.py", "networks", "pipelines/train",
+    "data/loader.py", "data/photometric.py", "data/pixels.py", "data/shards.py", "diffusion",
+    "draws.py", "methods", "metrics/moments.py", "metrics/rank.py", "networks", "pipelines/train",
 )  # fmt: skip
 # What changes memory or safety, and not the result.
 _MACHINE = {"micro_batch_size", "recompute_activations", "checkpoint_nimg"}
