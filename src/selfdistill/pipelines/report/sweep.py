@@ -132,12 +132,14 @@ def _mark_best(panel: Axes, record: Mapping[str, Any]) -> None:
     """Put a ring round the best point and its name on the side where no line is."""
     value, text = _best_value(record)
     best = (record["guidance"], value)
+    scales = [point["guidance"] for point in record["points"].values()]
+    on_the_left = best[0] < (min(scales) + max(scales)) / 2
     panel.plot(*best, marker="o", markersize=13, fillstyle="none", color=_INK, markeredgewidth=1.6)
     panel.annotate(
         f"{record['best']}: {text}",
         best,
-        xytext=(0, -17 if record["better"] == "lower" else 17),
+        xytext=(-6 if on_the_left else 6, -17 if record["better"] == "lower" else 17),
         textcoords="offset points",
-        ha="center",
+        ha="left" if on_the_left else "right",
         va="center",
     )
