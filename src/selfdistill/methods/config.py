@@ -5,13 +5,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, RootModel, model_validator
 
 from selfdistill.base_config import Config
-from selfdistill.data.config import PhotometricConfig
+from selfdistill.data.config import PhotometricConfig, Probability
 
 # Titles of the papers, by the name of their method.
 PAPERS = {"dsd": "DSD: Diffusion as Self-Distillation (arXiv:2511.14716)"}
 
 Weight = Annotated[float, Field(ge=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Objective(Config):

@@ -298,15 +298,15 @@ class DSD(Autoencoder):
 def _idle(network: DSDViT, config: DSDConfig) -> list[nn.Module | nn.Parameter]:
     """Return what no term of the loss trains: ranks must not wait for its gradient."""
     weights = config.weights
-    of_z0 = weights.distillation and config.prediction == "z0"
-    of_velocity = weights.velocity or (weights.distillation and config.prediction == "velocity")
+    of_z0 = weights.distillation > 0 and config.prediction == "z0"
+    of_head = of_z0 or config.trains_sampling
     used: dict[nn.Module | nn.Parameter, float | bool] = {
         network.z0_out: of_z0,
-        network.velocity_out: of_velocity,
-        network.dit_layer: of_z0 or of_velocity,
-        network.time_embedding: of_z0 or of_velocity,
-        network.class_embedding: of_z0 or of_velocity,
-        network.image_out: weights.reconstruction or weights.perceptual,
+        network.velocity_out: config.trains_sampling,
+        network.dit_layer: of_head,
+        network.time_embedding: of_head,
+        network.class_embedding: of_head,
+        network.image_out: config.trains_decoding,
         network.teacher_out: weights.alignment,
         network.class_out: weights.classification,
         network.mask_token: config.augmentation is not None,
