@@ -84,7 +84,7 @@ def test_a_truncated_shard_is_named_and_what_was_made_stays(conf, refused):
     shard = images / "shard-00000.arrow"
     shard.write_bytes(shard.read_bytes()[:-100])
     before = sorted(file.name for file in images.iterdir())
-    refused("--env=tiny", "--pipelines=features", message=f"{shard}: shard is truncated")
+    refused("--env=tiny", "--pipelines=features", message=f"{shard}: is truncated")
     assert sorted(file.name for file in images.iterdir()) == before
 
 
@@ -112,5 +112,5 @@ def test_a_defect_keeps_its_traceback_whatever_its_kind():
         patch.setattr(cli.kedro_run, "callback", mistaken)
         result = CliRunner().invoke(cli.cli, ["run"])
         assert isinstance(result.exception, SystemExit)
-        settings = "compare, distributed, evaluation, reconstruction, teachers"
+        settings = "compare, distributed, evaluation, reconstruction, teachers, vaes"
         assert f"conf: parameters {settings} are missing" in result.output

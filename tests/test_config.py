@@ -166,7 +166,18 @@ MISTAKES = [
         "dsd_b: paper.samplings: the row has no sampling 'giuded'; it has plain, unshifted, guided",
     ),
     (("dsd_b", "paper", "samplings", "plain", "fdi"), 1.0, "dsd_b.paper.samplings.plain.fdi"),
-    (("dsd_b", "network", "patch_size"), 32, "dsd_b.network.patch_size is 32"),
+    (
+        ("dsd_b", "network", "patch_size"),
+        32,
+        "dsd_b.network has 8 x 8 tokens, but teacher dinov3_vitb16 16 x 16",
+    ),
+    (
+        ("teachers", "dinov3_vitb16", "cache", "mirrored"),
+        False,
+        "dsd_s.train.flip shows mirrored images, but features of them are not kept",
+    ),
+    (("imagenet_256", "latents", "sd", "vae"), "sd_vea", "imagenet_256.latents.sd.vae: no VAE"),
+    (("distributed", "host"), 1, "hosts are 0 to 0"),
     (("distributed", "num_ranks"), 0, "distributed.num_ranks"),
     (("dsd_x",), {"data": "imagenet_256"}, "dsd_x.network: Field required"),
 ]

@@ -12,8 +12,10 @@ from selfdistill.hooks import PreflightHooks
 from selfdistill.io.asset import AssetDataset
 from selfdistill.io.raw_images import RawImagesDataset
 from selfdistill.io.report import ArraysDataset
-from selfdistill.pipelines import evaluate, features, preprocess, train
+from selfdistill.pipelines import evaluate, features, latents, preprocess, train
 from selfdistill.settings import CONFIG_LOADER_ARGS
+
+VAES = ("absent", "random_vae_tiny", "sd_vae_ft_ema", "sd_vae_ft_mse")
 
 
 @pytest.fixture
@@ -22,24 +24,24 @@ def preflight(project):
         "parameters"
     ]
 
-    def preflight(pipeline, namespace, catalog=None, run_params=None, **changes):
+    def preflight(pipeline, namespace, catalog=None, run_params=None, shared=None, **changes):
         hooks = PreflightHooks()
         hooks.after_context_created(SimpleNamespace(params=parameters | changes))
-        whole = Pipeline(pipeline, namespace=namespace)
+        whole = Pipeline(pipeline, namespace=namespace, parameters=shared)
         hooks.before_pipeline_run(run_params or {}, whole, catalog or DataCatalog())
 
     return preflight
 
 
 def test_a_run_that_can_succeed_starts(preflight):
-    preflight(train.create_pipeline((), features=True), "dsd_s")
+    preflight(train.create_pipeline((), teacher="cached"), "dsd_s")
     preflight(features.create_pipeline(), "digits_32")
 
 
 def test_ranks_that_do_not_divide_the_batch_stop_the_run(preflight):
     with pytest.raises(ValueError, match="does not divide into 7 ranks"):
         preflight(
-            train.create_pipeline((), features=True),
+            train.create_pipeline((), teacher="cached"),
             "dsd_s",
             distributed={"device": "cpu", "num_ranks": 7},
         )
@@ -48,21 +50,31 @@ def test_ranks_that_do_not_divide_the_batch_stop_the_run(preflight):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_an_absent_device_stops_the_run(preflight):
     with pytest.raises(ValueError, match="torch sees no GPU"):
-        preflight(train.create_pipeline((), features=True), "dsd_s", distributed={"device": "cuda"})
+        preflight(
+            train.create_pipeline((), teacher="cached"), "dsd_s", distributed={"device": "cuda"}
+        )
 
 
-def test_absent_teacher_weights_stop_the_run(preflight, project):
+def test_absent_teacher_weights_stop_the_run(preflight):
     teacher = {
         "architecture": "vit_small_patch16_dinov3", "weights": "nowhere.safetensors",
-        "patch_size": 8, "dim": 64, "batch_size": 8,
+        "patch_size": 16, "dim": 768, "batch_size": 8,
+        "cache": {"mirrored": True, "dtype": "float16"},
     }  # fmt: skip
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
-        preflight(
-            features.create_pipeline(), "digits_32", teachers={
-                "random_dinov3_tiny": teacher,
-                "dinov3_vitb16": {**teacher, "dim": 768, "patch_size": 16},
-            },
-        )  # fmt: skip
+    shared = {"params:teacher": "params:teachers.dinov3_vitb16"}
+    teachers = {"random_dinov3_tiny": {**teacher, "dim": 64, "patch_size": 8}}
+    for pipeline in (features.create_pipeline(), train.create_pipeline((), teacher="online")):
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
+            preflight(
+                pipeline, "dsd_s", shared=shared, teachers={**teachers, "dinov3_vitb16": teacher}
+            )
+
+
+def test_an_absent_vae_stops_the_run(preflight):
+    shared = {"params:vae": "params:vaes.absent"}
+    vaes = {name: {"weights": "./nowhere", "batch_size": 8} for name in VAES}
+    with pytest.raises(FileNotFoundError, match="nowhere: no such directory"):
+        preflight(latents.create_pipeline(), "a.sd", shared=shared, vaes=vaes)
 
 
 def test_weights_that_are_not_what_they_should_be_stop_the_run(preflight, tmp_path):

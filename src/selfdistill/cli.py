@@ -15,7 +15,7 @@ import selfdistill
 
 # What a user can get wrong arrives as one of these, with the key, file or value and the remedy in
 # its message ...
-_KINDS = (ValueError, FileNotFoundError, FloatingPointError, DatasetError, ParameterValidationError)
+_KINDS = (ValueError, OSError, FloatingPointError, DatasetError, ParameterValidationError)
 # ... raised on purpose, by one of these packages. Whatever comes from elsewhere is a defect.
 _OURS = Path(selfdistill.__file__).parent
 _SPEAKERS = (_OURS, Path(kedro.__file__).parent)

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from selfdistill.base_config import Config
-from selfdistill.data.config import PreprocessConfig
+from selfdistill.data.config import LatentsConfig, PreprocessConfig
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.methods.config import MethodConfig
 from selfdistill.metrics.config import (
@@ -15,11 +15,11 @@ from selfdistill.metrics.config import (
     EvaluationConfig,
     PublishedMetric,
 )
-from selfdistill.networks.config import NetworkConfig, TeacherConfig
+from selfdistill.networks.config import NetworkConfig, TeacherConfig, VAEConfig
 from selfdistill.pipelines.sample.config import ReconstructionConfig, SampleConfig
 from selfdistill.pipelines.train.config import TrainConfig
 
-_SETTINGS = ("compare", "distributed", "evaluation", "reconstruction", "teachers")
+_SETTINGS = ("compare", "distributed", "evaluation", "reconstruction", "teachers", "vaes")
 
 
 class DatasetConfig(Config):
@@ -32,6 +32,7 @@ class DatasetConfig(Config):
         reference: Name of a published reference file, catalog entry `references.<name>`, which is
             what the papers' numbers are measured against; None: the images themselves.
         preprocess: Parameters of the preprocess stage.
+        latents: Sets of latents of its images, by name.
     """
 
     raw: str
@@ -39,6 +40,7 @@ class DatasetConfig(Config):
     teacher: str
     reference: str | None = None
     preprocess: PreprocessConfig
+    latents: dict[str, LatentsConfig] = {}
 
 
 class PaperConfig(Config):
@@ -88,6 +90,8 @@ class RowConfig(Config):
         paper: The paper's figures; None for a case of a study.
         study: Name of the study that the row is a case of; None for a line of a table.
         data: Key of `datasets.yml`.
+        teacher: Whether a teacher's features are taken from disk, or made while training: the same
+            numbers, for room on the disk or for time on the GPU.
         network: The architecture.
         method: The objective.
         train: The loop's parameters.
@@ -99,6 +103,7 @@ class RowConfig(Config):
     paper: PaperConfig | None = None
     study: str | None = None
     data: str
+    teacher: Literal["cached", "online"] = "cached"
     network: NetworkConfig
     method: MethodConfig
     train: TrainConfig
@@ -137,6 +142,7 @@ class ProjectConfig(Config):
     evaluation: EvaluationConfig
     reconstruction: EvaluationConfig
     teachers: dict[str, TeacherConfig]
+    vaes: dict[str, VAEConfig]
     datasets: dict[str, DatasetConfig]
     rows: dict[str, RowConfig]
 
@@ -171,6 +177,12 @@ class ProjectConfig(Config):
                     f"{name}.teacher: no teacher {dataset.teacher!r}; teachers.yml has "
                     f"{', '.join(self.teachers)}"
                 )
+            for kind, latents in dataset.latents.items():
+                if latents.vae not in self.vaes:
+                    raise ValueError(
+                        f"{name}.latents.{kind}.vae: no VAE {latents.vae!r}; teachers.yml has "
+                        f"{', '.join(self.vaes)}"
+                    )
         for name, row in self.rows.items():
             if row.data not in self.datasets:
                 raise ValueError(
@@ -178,23 +190,41 @@ class ProjectConfig(Config):
                     f"{', '.join(self.datasets)}"
                 )
             dataset, network = self.datasets[row.data], row.network.root
-            teacher = self.teachers[dataset.teacher]
             pairs = [
                 ("resolution", network.resolution, dataset.preprocess.resolution),
                 ("num_classes", network.num_classes, dataset.preprocess.num_classes),
             ]
-            if row.method.root.needs_features:
-                pairs += [
-                    ("teacher_dim", network.teacher_dim, teacher.dim),
-                    ("patch_size", network.patch_size, teacher.patch_size),
-                ]
             for key, ours, theirs in pairs:
                 if ours != theirs:
                     raise ValueError(
                         f"{name}.network.{key} is {ours}, but dataset {row.data} has {theirs}"
                     )
+            if row.method.root.needs_features:
+                self._check_teacher(name, row)
             self._check_samplings(name, row)
         return self
+
+    def _check_teacher(self, name: str, row: RowConfig) -> None:
+        """Refuse a teacher whose tokens do not fall on the row's."""
+        dataset, network = self.datasets[row.data], row.network.root
+        teacher = self.teachers[dataset.teacher]
+        if network.teacher_dim != teacher.dim:
+            raise ValueError(
+                f"{name}.network.teacher_dim is {network.teacher_dim}, but teacher "
+                f"{dataset.teacher} has tokens of width {teacher.dim}"
+            )
+        theirs = teacher.grid(dataset.preprocess.resolution)
+        if network.grid != theirs:
+            raise ValueError(
+                f"{name}.network has {network.grid} x {network.grid} tokens, but teacher "
+                f"{dataset.teacher} {theirs} x {theirs}: patch_size and the teacher's resolution "
+                "must give equal numbers"
+            )
+        if row.teacher == "cached" and row.train.flip and not teacher.cache.mirrored:
+            raise ValueError(
+                f"{name}.train.flip shows mirrored images, but features of them are not kept: set "
+                f"teachers.{dataset.teacher}.cache.mirrored, or the row's teacher to online"
+            )
 
     def _check_samplings(self, name: str, row: RowConfig) -> None:
         """Refuse what a row's samplings cannot be measured by, or come from."""

@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.files import write_json
+from selfdistill.files import DamagedError, write_json
+
+# Exceptions that say what a user can mend; they reach whoever started the ranks as they are.
+_KINDS = (ValueError, DamagedError, OSError, FileNotFoundError, FloatingPointError)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def run_job(
         config: The machine.
 
     Raises:
-        ValueError, FileNotFoundError, FloatingPointError, RuntimeError: As `launch` does.
+        ValueError, OSError, FloatingPointError, RuntimeError: As `launch` does.
     """
     file = directory.with_suffix(".json")
     write_json(file, {"directory": str(directory), **spec})
@@ -136,7 +139,7 @@ def launch(run: Callable[[Path, World], None], spec: Path, config: DistributedCo
         config: The machine.
 
     Raises:
-        ValueError, FileNotFoundError, FloatingPointError: As the first failed rank raised it.
+        ValueError, OSError, FloatingPointError: As the first failed rank raised it.
         RuntimeError: If that rank raised anything else; its own traceback is in its output.
     """
     device, size = pick_device(config.device), num_ranks(config)
@@ -176,7 +179,7 @@ def launch(run: Callable[[Path, World], None], spec: Path, config: DistributedCo
 def _as_raised(rank: int, report: str | dict[str, Any]) -> Exception:
     """Return a rank's exception, from the report that torch elastic hands over: "Kind: text"."""
     message = str(report["message"] if isinstance(report, dict) else report)
-    kinds = {kind.__name__: kind for kind in (ValueError, FileNotFoundError, FloatingPointError)}
+    kinds: dict[str, type[Exception]] = {kind.__name__: kind for kind in _KINDS}
     kind, separator, text = message.partition(": ")
     if separator and kind in kinds:
         return kinds[kind](text)

@@ -1,9 +1,9 @@
 """How a stage spreads over this machine. Nothing here may change a result."""
 
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from selfdistill.base_config import Config
 
@@ -21,6 +21,9 @@ class DistributedConfig(Config):
         strategy: How ranks keep their gradients equal.
         num_workers: Processes for work on files; 0 works in the calling process, "auto" takes
             every core this process may use.
+        num_hosts: Machines that share the making of shards, on one file system.
+        host: Number of this machine among them, from 0.
+        strict_reads: Whether each record that is read from shards is compared with its checksum.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -29,3 +32,15 @@ class DistributedConfig(Config):
     num_workers: Annotated[int, Field(ge=0), BeforeValidator(_all_cores)] = Field(
         default="auto", validate_default=True
     )
+    num_hosts: Annotated[int, Field(gt=0)] = 1
+    host: Annotated[int, Field(ge=0)] = 0
+    strict_reads: bool = False
+
+    @model_validator(mode="after")
+    def _host_is_one_of_them(self) -> Self:
+        if self.host >= self.num_hosts:
+            raise ValueError(
+                f"host {self.host}: with num_hosts {self.num_hosts}, hosts are 0 to "
+                f"{self.num_hosts - 1}"
+            )
+        return self

@@ -1,16 +1,18 @@
 """Files that are either whole or absent: temporary name, fsync, rename."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +20,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 22
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LOCK_PATIENCE, _LOCK_POLL = 10.0, 0.1  # seconds
 _hashed: dict[tuple[Path, int, int], str] = {}
+
+
+class DamagedError(ValueError):
+    """A file is not what was written."""
 
 
 def temporary_name(path: Path) -> Path:
@@ -36,13 +44,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        with naming_full_disk(path):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # some writers make their files private
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Make an OSError of a disk or quota that is full name what was being written, and the remedy.
+
+    Args:
+        path: The file that the block writes.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_IS_FULL:
+            raise
+        raise OSError(
+            f"{path}: cannot be written, the disk is full ({error.strerror}): make room, or set "
+            "data_root in conf/local/globals.yml, and run again: what is finished is kept"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -76,6 +103,9 @@ def publish_directory(source: Path, target: Path) -> None:
     if source.resolve() == target.resolve():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in target.parent.glob(f".{target.name}.*.tmp"):
+        if leftover != source:  # of a run that was killed in here
+            _remove(leftover)
     aside, staged = temporary_name(target), source
     if source.stat().st_dev != target.parent.stat().st_dev:  # no rename between file systems
         staged = shutil.copytree(source, temporary_name(target))
@@ -127,12 +157,13 @@ def source_fingerprint(*packages: str) -> str:
 
 
 @contextmanager
-def job(scratch: Path, name: str) -> Iterator[Path]:
+def job(scratch: Path, name: str, *, shared: bool = False) -> Iterator[Path]:
     """Give a long job its directory, alone, and say whether it goes on or starts anew.
 
     Args:
         scratch: Where a stage of one row or dataset keeps its unfinished jobs.
         name: Fingerprint of all that determines the job's result.
+        shared: Whether others may do their shares of the job meanwhile; each of them says so.
 
     Yields:
         `scratch/name`, made when absent. What a job has to write down beside its result goes to
@@ -144,14 +175,15 @@ def job(scratch: Path, name: str) -> Iterator[Path]:
     scratch.mkdir(parents=True, exist_ok=True)
     with (scratch / ".lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
                 f"another run is at work in {scratch}; wait for it to end, or end it"
             ) from None
         directory = scratch / name
-        for leftover in [*scratch.glob(".*.tmp"), *scratch.glob("*/.*.tmp")]:
-            _remove(leftover)  # of a writer that was killed
+        if not shared:
+            for leftover in [*scratch.glob(".*.tmp"), *scratch.glob("*/.*.tmp")]:
+                _remove(leftover)  # of a writer that was killed
         others = sorted(
             other.name for other in scratch.iterdir() if other.is_dir() and not other.suffix
         )
@@ -166,6 +198,34 @@ def job(scratch: Path, name: str) -> Iterator[Path]:
             )
         directory.mkdir(exist_ok=True)
         yield directory
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[BinaryIO]:
+    """Give an empty file to write, to nobody else meanwhile; what a killed writer left is gone.
+
+    The file may be renamed within the block.
+
+    Raises:
+        ValueError: If another process is writing it, and still is after some seconds.
+    """
+    until = time.monotonic() + _LOCK_PATIENCE  # an orphan of a killed run ends in less
+    while True:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "rb+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise ValueError(
+                        f"{path}: another run is writing it; wait for it to end, or end it"
+                    ) from None
+                time.sleep(_LOCK_POLL)
+                continue
+            # Whoever had the lock may have renamed what was opened here: that is theirs.
+            if _is_at(path, file):
+                file.truncate(0)
+                yield file
+                return
 
 
 @contextmanager
@@ -190,6 +250,13 @@ def check_space(directory: Path, num_bytes: int, what: str) -> None:
             f"{what} need {num_bytes / 1e9:.1f} GB in {directory}, where {free / 1e9:.1f} GB are "
             "free: make room, or set data_root in conf/local/globals.yml"
         )
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _umask() -> int:

@@ -11,8 +11,6 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from selfdistill.config import ProjectConfig
-from selfdistill.networks.config import TeacherConfig
-from selfdistill.pipelines.features.nodes import cache_features
 from selfdistill.pipelines.train.nodes import train
 
 logger = logging.getLogger(__name__)
@@ -39,23 +37,27 @@ class PreflightHooks:
 
         Raises:
             ValueError: If the device is absent, or a batch does not divide among the ranks.
-            FileNotFoundError: If the weights of a teacher are not where the configuration says.
+            FileNotFoundError: If the weights of a teacher or VAE are not where conf says.
             DatasetError: If something is not where the catalog says, or a file cannot be fetched or
                 is not the one that it should be.
         """
         functions = {node.func for node in pipeline.nodes}
-        given = sorted(name for name in pipeline.inputs() if not name.startswith("param"))
+        given = sorted(pipeline.inputs())
         for entry in given:
             if entry.startswith(("weights.", "references.")):
                 catalog.load(entry)
-        for entry in given if not run_params.get("only_missing_outputs") else ():
+        data = [entry for entry in given if not entry.startswith("param")]
+        for entry in data if not run_params.get("only_missing_outputs") else ():
             if entry in catalog and not catalog.exists(entry):
                 catalog.load(entry)  # its own error names the place; what is optional loads as None
-        if cache_features in functions:
+        for name in _named(given, "params:teachers."):
             from selfdistill.networks.dinov3 import weights_file
 
-            for teacher in self._teachers(pipeline):
-                weights_file(teacher)
+            weights_file(self._config.teachers[name])
+        for name in _named(given, "params:vaes."):
+            from selfdistill.networks.vae import weights_directory
+
+            weights_directory(self._config.vaes[name])
         if train in functions:
             from selfdistill.distributed import num_ranks
 
@@ -64,13 +66,9 @@ class PreflightHooks:
                     config = self._config.rows[str(node.namespace)].train
                     config.share_of_rank(num_ranks(self._config.distributed))
 
-    def _teachers(self, pipeline: Pipeline) -> list[TeacherConfig]:
-        names = {
-            self._config.datasets[str(node.namespace)].teacher
-            for node in pipeline.nodes
-            if node.func is cache_features
-        }
-        return [self._config.teachers[name] for name in sorted(names)]
+
+def _named(inputs: list[str], prefix: str) -> list[str]:
+    return [name.removeprefix(prefix) for name in inputs if name.startswith(prefix)]
 
 
 class ProgressHooks:

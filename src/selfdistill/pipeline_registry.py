@@ -3,8 +3,12 @@
 The order of the stages: preprocess, features, train, sample, evaluate, report, export.
 """
 
+import itertools
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 from kedro.pipeline import Pipeline
 
@@ -15,15 +19,18 @@ from selfdistill.pipelines import (
     evaluate,
     export,
     features,
+    latents,
     preprocess,
     report,
     sample,
     train,
+    verify,
 )
 from selfdistill.settings import CONFIG_LOADER_ARGS, ProjectConfigLoader
 
 STAGES = ("preprocess", "features", "train", "sample", "evaluate", "report", "export")
 _MACHINE = {"params:distributed": "params:distributed"}
+_PREFIXES = ("preprocess_", "features_", "latents_", "share_", "verify_", "repair_", "sweep_")
 
 
 def register_pipelines() -> dict[str, Pipeline]:
@@ -33,8 +40,9 @@ def register_pipelines() -> dict[str, Pipeline]:
         `<row>`: from raw images to the row's metrics, its paper's tables and its release;
         `<stage>`: that stage for all lines of the tables; `<study>`: all cases of a study and
         their figure; `sweep_<row>`: what the row's guidance is picked from, of its checkpoint as it
-        stands; `preprocess_<dataset>`; `compare`: the metrics of images that a user brings;
-        `__default__`: all lines of the tables.
+        stands; `<stage>_<dataset>` for preprocess, features and latents, `share_` in front of it
+        for one host's share; `verify_<dataset>` and `repair_<dataset>`; `compare`: the metrics of
+        images that a user brings; `__default__`: all lines of the tables.
     """
     config = ProjectConfig.from_parameters(_config_loader()["parameters"])
     _check_names(config)
@@ -62,10 +70,8 @@ def register_pipelines() -> dict[str, Pipeline]:
         pipelines[study] = sum((pipelines[name] for name in cases), Pipeline([]))
         pipelines[study] += report.create_study_pipeline(study, cases)
     pipelines |= stages
-    pipelines |= {
-        f"preprocess_{name}": _dataset_stages(name, dataset, config)["preprocess"]
-        for name, dataset in config.datasets.items()
-    }
+    for name, dataset in config.datasets.items():
+        pipelines |= _dataset_pipelines(name, dataset, config)
     pipelines["compare"] = evaluate.create_compare_pipeline(_weights(config.compare.evaluation))
     pipelines["__default__"] = sum(stages.values(), Pipeline([]))
     return pipelines
@@ -80,7 +86,7 @@ def _check_names(config: ProjectConfig) -> None:
     studies = {row.study for row in config.rows.values() if row.study}
     taken = {*STAGES, "compare", "__default__", *config.datasets}
     for name in (*config.rows, *studies):
-        if name in taken or name.startswith(("preprocess_", "sweep_")):
+        if name in taken or name.startswith(_PREFIXES):
             raise ValueError(f"conf: {name} cannot name a row or a study: it names a pipeline")
     if clash := sorted(studies & config.rows.keys()):
         raise ValueError(f"conf: {clash[0]} names both a row and a study; rename one")
@@ -100,6 +106,63 @@ def _config_loader() -> ProjectConfigLoader:
 
 def _weights(evaluation: EvaluationConfig) -> list[str]:
     return weights_of(needs_of(evaluation.metrics))
+
+
+def _dataset_pipelines(
+    name: str, dataset: DatasetConfig, config: ProjectConfig
+) -> dict[str, Pipeline]:
+    """Return what can be run of a dataset alone."""
+    teacher = {"params:teacher": f"params:teachers.{dataset.teacher}"}
+    stages = {
+        "preprocess": [_Placed(preprocess, name, {"raw": f"raw.{dataset.raw}"}, {})],
+        "features": [_Placed(features, name, {}, teacher)],
+        "latents": [
+            _Placed(
+                latents,
+                f"{name}.{kind}",
+                {noun: f"{name}.{noun}" for noun in ("images", "whole_images")},
+                {
+                    "params:latents": f"params:{name}.latents.{kind}",
+                    "params:vae": f"params:vaes.{one.vae}",
+                },
+            )
+            for kind, one in dataset.latents.items()
+        ],
+    }
+    pipelines = {}
+    for stage, parts in stages.items():
+        if parts:
+            pipelines[f"{stage}_{name}"] = _sum(part.create("create_pipeline") for part in parts)
+            shares = _sum(part.create("create_share_pipeline") for part in parts)
+            pipelines[f"share_{stage}_{name}"] = shares
+    every = itertools.chain.from_iterable(stages.values())
+    pipelines[f"repair_{name}"] = _sum(part.create("create_repair_pipeline") for part in every)
+    pipelines[f"preprocess_{name}"] = _dataset_stages(name, dataset, config)["preprocess"]
+    sets = ["images", "features", *(f"{kind}.latents" for kind in dataset.latents)]
+    checks = verify.create_pipeline(sets)
+    pipelines[f"verify_{name}"] = Pipeline(checks, namespace=name, parameters=_MACHINE)
+    return pipelines
+
+
+class _Placed(NamedTuple):
+    """A stage that makes shards, and where its pipelines stand."""
+
+    stage: ModuleType
+    namespace: str
+    inputs: dict[str, str]
+    parameters: dict[str, str]
+
+    def create(self, function: str) -> Pipeline:
+        """Make the pipeline that one of the stage's functions returns, and put it there."""
+        pipeline = getattr(self.stage, function)()
+        free = pipeline.inputs()
+        inputs = {ours: theirs for ours, theirs in self.inputs.items() if ours in free}
+        parameters = {**_MACHINE, **self.parameters}
+        return Pipeline(pipeline, inputs=inputs, namespace=self.namespace, parameters=parameters)
+
+
+def _sum(pipelines: Iterable[Pipeline]) -> Pipeline:
+    return sum(pipelines, Pipeline([]))
 
 
 def _dataset_stages(
@@ -133,7 +196,7 @@ def _dataset_stages(
 def _sources(row: RowConfig, config: ProjectConfig) -> dict[str, Pipeline]:
     """Return what has to be made of datasets before and for a row: no more than it needs."""
     stages = _dataset_stages(row.data, config.datasets[row.data], config)
-    if not row.method.root.needs_features:
+    if not row.method.root.needs_features or row.teacher == "online":
         del stages["features"]
     if not row.samplings and not row.sweep:
         del stages["evaluate"]
@@ -149,8 +212,11 @@ def _shared_weights(weights: list[str]) -> dict[str, str]:
 
 def _row_stages(name: str, row: RowConfig, config: ProjectConfig) -> dict[str, Pipeline]:
     method = row.method.root
+    teacher = row.teacher if method.needs_features else None
     inputs = {"images": f"{row.data}.images"}
-    inputs |= {"features": f"{row.data}.features"} if method.needs_features else {}
+    inputs |= {"features": f"{row.data}.features"} if teacher == "cached" else {}
+    name_of_teacher = config.datasets[row.data].teacher
+    online = {"params:teacher": f"params:teachers.{name_of_teacher}"} if teacher == "online" else {}
     frozen = {f"weights.{file}": f"weights.{file}" for file in method.frozen_weights}
     samplings = [
         _sampling(name, row, sampling, f"samplings.{sampling}", config)
@@ -160,10 +226,10 @@ def _row_stages(name: str, row: RowConfig, config: ProjectConfig) -> dict[str, P
         samplings.append(_reconstruction(name, row.reconstruction.data, config))
     stages = {
         "train": Pipeline(
-            train.create_pipeline(method.frozen_weights, features=method.needs_features),
+            train.create_pipeline(method.frozen_weights, teacher=teacher),
             namespace=name,
             inputs={**inputs, **frozen},
-            parameters=_MACHINE,
+            parameters={**_MACHINE, **online},
         ),
         "sample": sum((sampling["sample"] for sampling in samplings), Pipeline([])),
         "evaluate": sum((sampling["evaluate"] for sampling in samplings), Pipeline([])),

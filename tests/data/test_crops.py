@@ -2,6 +2,7 @@ import contextlib
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +10,51 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from selfdistill.data.crops import MAX_PIXELS, adm_center_crop, decode_rgb
+from selfdistill.data.crops import (
+    CROPS,
+    MAX_PIXELS,
+    adm_center_crop,
+    decode_rgb,
+    edm_center_crop,
+)
+
+SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "imagenet_sample" / "train"
+JPEGS = st.fixed_dictionaries(
+    {
+        "quality": st.integers(1, 100),
+        "subsampling": st.sampled_from(["4:4:4", "4:2:2", "4:2:0"]),
+        "progressive": st.booleans(),
+        "optimize": st.booleans(),
+        "restart_marker_blocks": st.sampled_from([0, 2]),
+    }
+)
 
 
 def encode(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, file_format, **options)
     return file.getvalue()
+
+
+def as_adm(data: bytes) -> np.ndarray | str:
+    """Return what ADM's code makes of a file, or the reason why it fails."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return np.asarray(image.convert("RGB"))
+    except Image.UnidentifiedImageError:
+        return "not an image in a format that Pillow reads"
+    except Exception as error:
+        return f"cannot be decoded: {str(error) or type(error).__name__}"
+
+
+def as_we(data: bytes) -> np.ndarray | str:
+    try:
+        image = decode_rgb(data)
+    except ValueError as error:
+        return str(error)
+    assert image.mode == "RGB"
+    return np.asarray(image)
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -53,10 +92,111 @@ def test_scaled_image_that_would_not_fit_in_memory_is_refused():
         adm_center_crop(Image.new("RGB", (1, 100_000)), 512)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(1, 40),
+    height=st.integers(1, 40),
+    size=st.sampled_from([1, 7, 16]),
+)
+def test_edm_crop_is_lanczos_of_the_largest_centred_square(width, height, size):
+    image = noise(width, height)
+    side = min(width, height)
+    rows = slice((height - side) // 2, (height + side) // 2)
+    columns = slice((width - side) // 2, (width + side) // 2)
+    square = Image.fromarray(np.asarray(image)[rows, columns])
+    expected = square if side == size else square.resize((size, size), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(edm_center_crop(image, size), np.asarray(expected))
+
+
+def test_edm_crop_enlarges_what_is_too_small():
+    assert edm_center_crop(noise(5, 9), 16).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("crop", CROPS.values())
+@pytest.mark.parametrize("size", [(1, 1), (1, 37), (37, 1)])
+def test_image_one_pixel_wide_is_cropped(crop, size):
+    assert crop(Image.new("RGB", size, (1, 2, 3)), 8).tolist() == [[[1, 2, 3]] * 8] * 8
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@settings(max_examples=60, deadline=None)
+@given(width=st.integers(1, 40), height=st.integers(1, 40), options=JPEGS)
+def test_jpeg_is_decoded_as_adm_does(mode, width, height, options):
+    data = encode(noise(width, height).convert(mode), "JPEG", **options)
+    np.testing.assert_array_equal(as_we(data), as_adm(data))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    options=JPEGS,
+    grey=st.booleans(),
+    end=st.one_of(st.none(), st.integers(2, 1500), st.just(-2)),
+    flips=st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), max_size=2),
+    more=st.binary(max_size=4),
+)
+def test_damaged_jpeg_is_decoded_or_refused_as_adm_does(options, grey, end, flips, more):
+    data = bytearray(encode(noise(19, 21).convert("L" if grey else "RGB"), "JPEG", **options)[:end])
+    for place, byte in flips:
+        data[place % len(data)] = byte
+    ours, theirs = as_we(bytes(data + more)), as_adm(bytes(data + more))
+    assert type(ours) is type(theirs)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("options", [{"icc_profile": b"profile"}, {"comment": b"x" * 70}, {}])
+def test_what_a_jpeg_says_beside_its_pixels_is_ignored(options):
+    image = noise(20, 10)
+    plain = as_we(encode(image, "JPEG"))
+    np.testing.assert_array_equal(as_we(encode(image, "JPEG", **options)), plain)
+    np.testing.assert_array_equal(as_we(encode(image, "JPEG", **options) + b"more"), plain)
+
+
+def test_of_several_pictures_the_first_is_taken():
+    first, second = noise(20, 10, 0), noise(20, 10, 1)
+    for file_format in ("MPO", "GIF", "WEBP"):
+        data = encode(first, file_format, save_all=True, append_images=[second])
+        np.testing.assert_array_equal(as_we(data), as_adm(data))
+
+
+@pytest.mark.data
+def test_imagenet_sample_is_decoded_as_adm_does():
+    if not SAMPLE.is_dir():
+        pytest.skip(f"{SAMPLE} is absent")
+    files = sorted(SAMPLE.glob("*/*"))
+    assert len(files) == 300
+    for file in files:
+        data = file.read_bytes()
+        np.testing.assert_array_equal(as_we(data), as_adm(data), str(file))
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
 def test_every_png_mode_becomes_rgb(mode):
     image = decode_rgb(encode(Image.new(mode, (3, 2))))
     assert (image.mode, image.size) == ("RGB", (3, 2))
+
+
+def test_sixteen_bit_grey_is_clipped_to_eight_as_by_pillow():
+    values = np.array([[0, 255, 256, 65535]], dtype=np.uint16)
+    data = encode(Image.fromarray(values))
+    np.testing.assert_array_equal(as_we(data), as_adm(data))
+    assert as_we(data)[0, :, 0].tolist() == [0, 255, 255, 255]
+
+
+def test_transparency_is_dropped_not_blended():
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    assert as_we(encode(palette, transparency=0)).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+    assert as_we(encode(Image.new("RGBA", (1, 1), (7, 8, 9, 0)))).tolist() == [[[7, 8, 9]]]
+    assert as_we(encode(Image.new("LA", (1, 1), (7, 0)))).tolist() == [[[7, 7, 7]]]
+    assert as_we(encode(noise(3, 2), transparency=(1, 2, 3))).tolist() == (
+        np.asarray(noise(3, 2)).tolist()
+    )
+
+
+def test_black_and_white_is_0_and_255():
+    image = Image.fromarray(np.array([[True, False]]))
+    assert as_we(encode(image)).tolist() == [[[255] * 3, [0] * 3]]
 
 
 def test_cmyk_jpeg_becomes_rgb():

@@ -1,13 +1,19 @@
+import hashlib
 import io
 import json
 import pickle
 import tarfile
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from selfdistill.data.crops import adm_center_crop, decode_rgb
+from selfdistill.data.file_reader import FileReader, _class_images, _Member
 from selfdistill.data.raw import RawImage, Reader
 from selfdistill.data.readers import open_reader
 
@@ -149,8 +155,15 @@ class TestClassFolders:
     def test_file_that_shrank_since_the_scan_stops_the_run(self, folders):
         reader = open_reader(folders, "class_folders")
         (folders / "n02" / "z.JPEG").write_bytes(b"")
-        with pytest.raises(OSError, match=r"z\.JPEG: is shorter than when it was scanned"):
+        with pytest.raises(
+            OSError, match=r"z\.JPEG: cannot be read: it is shorter than when it was scanned"
+        ):
             list(reader.iterate())
+
+    def test_png_named_jpeg_is_read_like_any_other(self, folders):
+        Image.new("RGB", (3, 2), (1, 2, 3)).save(folders / "n01" / "a.jpg", "PNG")
+        first = next(open_reader(folders, "class_folders").iterate())
+        assert decode_rgb(first.data).getpixel((0, 0)) == (1, 2, 3)
 
 
 class TestImageNetTar:
@@ -308,8 +321,6 @@ class TestParquet:
     def test_cifar10_is_read(self):
         if not (SHARED / "cifar10").is_dir():
             pytest.skip(f"{SHARED / 'cifar10'} is absent")
-        from selfdistill.data.crops import adm_center_crop, decode_rgb
-
         reader = open_reader(SHARED / "cifar10", "parquet", "train")
         assert len(reader) == 50_000
         assert reader.class_names[:3] == ["airplane", "automobile", "bird"]
@@ -337,8 +348,6 @@ def test_parts_make_up_the_whole(reader):
         parts = [reader.part(k, min(k + size, len(reader))) for k in range(0, len(reader), size)]
         assert [image for part in parts for image in part.iterate()] == whole
         assert sum(len(part) for part in parts) == len(reader)
-        merged = {key: value for part in parts for key, value in part.sources().items()}
-        assert merged == reader.sources()
 
 
 def test_part_of_a_part_counts_from_its_start(reader):
@@ -351,9 +360,78 @@ def test_reader_travels_to_another_process(reader):
     assert copy.fingerprint == reader.fingerprint
 
 
-def test_sources_agree_with_the_images(reader):
-    expected = {image.key: (image.source, image.label) for image in reader.iterate()}
-    assert reader.sources() == expected
+def first_file(reader: Reader) -> Path:
+    return reader.root / next(reader.iterate()).source.partition(":")[0]
+
+
+@pytest.mark.parametrize("what", ["gone", "a folder", "a loop"])
+def test_unreadable_file_is_named_with_the_remedy(reader, what):
+    path = first_file(reader)
+    path.unlink()
+    if what == "a folder":
+        path.mkdir()
+    elif what == "a loop":
+        path.symlink_to(path)
+    with pytest.raises(OSError, match=r"cannot be read: .*; make it readable") as info:
+        list(reader.part(0, 2).iterate())
+    assert str(path) in str(info.value)
+    assert type(info.value) is OSError
+
+
+def test_parquet_file_cut_off_since_the_scan_is_named(tmp_path):
+    write_parquet(tmp_path / "x.parquet", numbered(9))
+    reader = open_reader(tmp_path, "parquet")
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(OSError, match=r"x\.parquet: cannot be read: "):
+        list(reader.iterate())
+    write_parquet(tmp_path / "x.parquet", numbered(8))
+    with pytest.raises(OSError, match=r"x\.parquet: cannot be read: it holds fewer images"):
+        list(reader.iterate())
+
+
+def test_index_of_imagenet_is_small(tmp_path):
+    count, per_class = 128_000, 1280  # a tenth of ImageNet
+    names = [f"n{k:08d}" for k in range(count // per_class)]
+    images = [
+        _class_images(
+            name, (_Member(f"{name}_{j * 11}.JPEG", 0, 10**5 + j) for j in range(per_class))
+        )
+        for name in names
+    ]
+    tracemalloc.start()
+    copy = pickle.loads(pickle.dumps(FileReader.of(tmp_path, names, images)))
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(copy) == count
+    assert taken < 15e6
+    assert len(pickle.dumps(copy.part(512, 1024))) < 40_000
+
+
+def test_part_of_a_parquet_reader_carries_its_own_labels_only(tmp_path):
+    write_parquet(tmp_path / "x.parquet", numbered(5000), row_group_size=100)
+    reader = open_reader(tmp_path, "parquet")
+    assert len(pickle.dumps(reader.part(512, 576))) < 3000
+
+
+def test_parquet_reader_holds_a_row_group_at_a_time(tmp_path):
+    random = np.random.default_rng(0)
+    write_parquet(
+        tmp_path / "x.parquet", [(random.bytes(50_000), 0) for _ in range(400)], row_group_size=20
+    )
+    reader = open_reader(tmp_path, "parquet")
+    before = pa.total_allocated_bytes()
+    most = max(pa.total_allocated_bytes() for _ in reader.iterate()) - before
+    assert most < 5e6  # a row group has 1 MB, all have 20
+
+
+def test_fingerprint_is_a_digest_of_keys_and_sizes(folders):
+    text = "".join(
+        f"{name}/{file}\0{len(content(name, file))}\n"
+        for name, files in sorted(CLASSES.items())
+        for file in sorted(files)
+    )
+    expected = hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert open_reader(folders, "class_folders").fingerprint == expected
 
 
 def test_unknown_layout_is_refused(tmp_path):

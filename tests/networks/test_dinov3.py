@@ -12,6 +12,7 @@ TINY = {
     "patch_size": 8,
     "dim": 32,
     "batch_size": 4,
+    "cache": {"mirrored": True, "dtype": "float16"},
 }
 
 

@@ -16,15 +16,35 @@ class PreprocessConfig(Config):
         crop: Name of the crop in `selfdistill.data.crops.CROPS`.
         resolution: Side of the cropped image in pixels.
         num_classes: Classes the raw images must have.
+        class_order: Standard order that they must be in; None: sorted by name, whatever they are.
         shard_size: Raw images a shard; it holds fewer when some are rejected.
         max_reject_share: Largest share of unreadable images that is tolerated, in [0, 1).
     """
 
-    crop: Literal["adm"]
+    crop: Literal["adm", "edm_center"]
     resolution: int = Field(gt=0)
     num_classes: int = Field(gt=0)
+    class_order: Literal["imagenet"] | None = None
     shard_size: int = Field(gt=0)
     max_reject_share: float = Field(ge=0, lt=1)
+
+
+class LatentsConfig(Config):
+    """A set of latents of a dataset's images.
+
+    Attributes:
+        vae: Key of `vaes` in teachers.yml.
+        convention: Name in `selfdistill.data.latents.CONVENTIONS`: whose range of pixels the VAE is
+            fed, and whose scaling the loader applies.
+        mirrored: Whether the latents of the mirrored image are kept beside those of the image, as
+            rows with `flip: true` need; twice the size.
+        dtype: Type in which means and deviations are kept.
+    """
+
+    vae: str
+    convention: Literal["sd", "edm2"]
+    mirrored: bool
+    dtype: Literal["float32", "float16"]
 
 
 class PhotometricConfig(Config):

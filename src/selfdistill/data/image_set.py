@@ -82,23 +82,17 @@ def _open(path: Path) -> ImageSet:
 def _open_shards(path: Path) -> Shards:
     try:
         shards = Shards.open(path)
-        dtype, shape, _, _ = shards.dtype, shards.shape, shards.about, len(shards)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _not_a_header(path) from error
-    except ValueError as error:  # a JSON error does not name the file, errors of the shards do
-        if str(path) in str(error):
+    except ValueError as error:
+        if any(path.glob("shard-*.arrow")):
             raise
-        raise _not_a_header(path) from error
+        raise ValueError(
+            f"{path}: its manifest.json is not that of a shard set; remove or rename it if this is "
+            "a folder of images, else run the stage that makes the set again"
+        ) from error
+    dtype, shape = shards.dtype, shards.shape
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
         raise ValueError(
             f"{path}: the shards hold {dtype} {shape}, but images are uint8 of shape (H, W, 3); "
             "name the shard set of the images themselves, not of features or latents"
         )
     return shards
-
-
-def _not_a_header(path: Path) -> ValueError:
-    return ValueError(
-        f"{path}: its manifest.json is not that of a shard set; remove or rename it if this is a "
-        "folder of images, else run the stage that makes the set again"
-    )

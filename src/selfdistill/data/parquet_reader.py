@@ -12,8 +12,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-from selfdistill.data.raw import RawImage, digest_of
+from selfdistill.data.raw import RawImage, digest_of, unreadable
 
 _IMAGES_PER_READ = 64
 _NAME_OF_SPLIT = re.compile(r"(.+)-\d+-of-\d+\.parquet")
@@ -98,7 +99,7 @@ class ParquetReader:
         """Read the images in order, a row group at most in memory.
 
         Raises:
-            OSError: If a file cannot be read.
+            OSError: If a file cannot be read, or holds fewer images than when it was scanned.
         """
         begin, end, passed = self.first, self.first + len(self), 0
         for file in self.files:
@@ -112,35 +113,37 @@ class ParquetReader:
         """Return a reader of images [start, stop) only."""
         return replace(self, labels=self.labels[start:stop], first=self.first + start)
 
-    def sources(self) -> dict[str, tuple[str, int]]:
-        """Return the source and the label of each key."""
-        places = [(file, number) for file in self.files for number in range(file.num_images)]
-        mine = places[self.first : self.first + len(self)]
-        return {
-            file.key(number): (file.source(number), int(label))
-            for (file, number), label in zip(mine, self.labels, strict=True)
-        }
-
     def _images(self, file: _ParquetFile, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
         """Read images [start, stop) of a file: their numbers and bytes."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         if start >= stop:
             return
-        with pq.ParquetFile(self.root / file.name) as source:
-            sizes = [
-                source.metadata.row_group(group).num_rows for group in range(source.num_row_groups)
-            ]
-            bounds = np.cumsum([0, *sizes])
-            groups = np.flatnonzero((bounds[1:] > start) & (bounds[:-1] < stop))
-            number = int(bounds[groups[0]])
-            for batch in source.iter_batches(
-                _IMAGES_PER_READ, row_groups=groups.tolist(), columns=[f"{self.column}.bytes"]
-            ):
-                for value in batch.column(0).field("bytes"):
-                    if start <= number < stop:
-                        yield number, value.as_py() or b""
-                    number += 1
+        path = self.root / file.name
+        try:
+            with pq.ParquetFile(path) as source:
+                yield from _rows(source, f"{self.column}.bytes", start, stop)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise unreadable(path, error) from error
+
+
+def _rows(
+    source: "pq.ParquetFile", column: str, start: int, stop: int
+) -> Iterator[tuple[int, bytes]]:
+    """Read rows [start, stop) of a column of bytes in a struct: their numbers and bytes."""
+    sizes = [source.metadata.row_group(group).num_rows for group in range(source.num_row_groups)]
+    bounds = np.cumsum([0, *sizes])
+    if bounds[-1] < stop:
+        raise OSError("it holds fewer images than when it was scanned")
+    groups = np.flatnonzero((bounds[1:] > start) & (bounds[:-1] < stop))
+    for group in groups.tolist():  # one by one: pyarrow keeps what it has read of several
+        number = int(bounds[group])
+        for batch in source.iter_batches(_IMAGES_PER_READ, row_groups=[group], columns=[column]):
+            for value in batch.column(0).field("bytes"):
+                if start <= number < stop:
+                    yield number, value.as_py() or b""
+                number += 1
 
 
 def _parquet_names(path: Path, split: str | None) -> list[str]:

@@ -8,6 +8,7 @@ the images when asked. Nothing is extracted, nothing is written.
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, Self
 
 
@@ -37,19 +38,16 @@ class Reader(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of keys and sizes; no image is read for it."""
+        """16 hex digits of what the scan has seen; no image is read for it."""
 
     def __len__(self) -> int:
         """Number of images."""
 
     def iterate(self) -> Iterator[RawImage]:
-        """Read the images in order; OSError if one of them cannot be read."""
+        """Read the images in order; an OSError names the file that cannot be read."""
 
     def part(self, start: int, stop: int) -> Self:
         """Return a reader of images [start, stop) only, small to send to another process."""
-
-    def sources(self) -> dict[str, tuple[str, int]]:
-        """Return the source and the label of each key."""
 
 
 def digest_of(parts: Iterable[str]) -> str:
@@ -58,3 +56,12 @@ def digest_of(parts: Iterable[str]) -> str:
     for part in parts:
         digest.update(part.encode() + b"\n")
     return digest.hexdigest()[:16]
+
+
+def unreadable(path: Path, error: Exception) -> OSError:
+    """Return the error to raise of a file that was there when it was scanned."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return OSError(
+        f"{path}: cannot be read: {reason}; make it readable and run again: finished shards are "
+        "kept (removed, it makes another dataset, which starts anew)"
+    )

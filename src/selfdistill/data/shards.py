@@ -2,23 +2,27 @@
 
 A *shard set* is a directory:
 
-    shard-00000.arrow ...   records: key (string), label (int32), data (fixed-size binary)
+    shard-00000.arrow ...   records: key, label (int32), source, crc32, data (fixed-size binary)
     shard-00000.json  ...   what became of the shard's share: num_records, bytes, sha256, rejects
     manifest.parquet        key, label, source, shard, record, reason (null unless rejected)
     manifest.json           the header: shape, dtype, classes, an entry a shard, provenance; last
 
 A shard appears by rename when it is complete, so whatever has a name is whole: a killed job goes
-on at the first missing shard. A set without `manifest.json` is unfinished.
+on at the first missing shard. A set without `manifest.json` is unfinished. The JSON files carry a
+checksum of themselves, the header the sha256 of all else, each record a CRC of its data.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 
@@ -26,15 +30,21 @@ if TYPE_CHECKING:  # a node's annotation needs `Shards` at run time, but neither
     import pandas as pd
     import pyarrow as pa
 
-from selfdistill.files import fingerprint, sha256_of, temporary_name, write_json
+from selfdistill.files import (
+    DamagedError,
+    atomic_path,
+    fingerprint,
+    locked_file,
+    naming_full_disk,
+    sha256_of,
+    write_json,
+)
 
+_FORMAT = 2
 _RECORDS_PER_BATCH = 64
-_HEADER, _MANIFEST = "manifest.json", "manifest.parquet"
-_MANIFEST_TYPES = {
-    "key": "str", "label": "int32", "source": "str", "shard": "int32", "record": "int32",
-    "reason": "str",
-}  # fmt: skip
-_UNKNOWN = ("", -1)  # source and label of a key that nobody knows
+HEADER, MANIFEST = "manifest.json", "manifest.parquet"
+_CHECKSUM = "checksum"  # key of a JSON file's checksum of the rest of it
+_NOBODY = -1  # shard and record of a reject
 
 
 def shard_name(shard: int) -> str:
@@ -55,42 +65,59 @@ class ShardWriter:
         shard: Number of the shard.
         shape: Shape of one record's tensor.
         dtype: NumPy name of the element type, e.g. "uint8".
+
+    Raises:
+        ValueError: On entry, if another process is writing this shard.
+        OSError: If the disk is full; the message names the shard.
     """
 
     def __init__(self, directory: Path, shard: int, shape: Sequence[int], dtype: str) -> None:
-        import pyarrow as pa
-
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self._target = directory / shard_name(shard)
-        self._temporary = temporary_name(self._target)
-        num_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
-        self._schema = pa.schema(
-            [("key", pa.string()), ("label", pa.int32()), ("data", pa.binary(num_bytes))]
-        )
-        self._pending: list[tuple[str, int, bytes]] = []
+        self._num_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        self._data = np.empty((_RECORDS_PER_BATCH, self._num_bytes), np.uint8)
+        self._rest: list[tuple[str, int, str, int]] = []  # key, label, source, crc32
         self._num_records = 0
-        self._rejects: list[dict[str, str]] = []
+        self._rejects: list[dict[str, Any]] = []
 
-    def append(self, key: str, label: int, record: np.ndarray) -> None:
-        """Add a record; a wrong shape or dtype is a ValueError."""
+    def append(self, key: str, label: int, record: np.ndarray, source: str = "") -> None:
+        """Add a record; a wrong shape or dtype is a ValueError.
+
+        Args:
+            key: Its name, unique in the set.
+            label: Class index; -1 where unknown.
+            record: The tensor.
+            source: Where it was made from: a path, or archive and member; may be empty.
+        """
         if record.shape != self.shape or record.dtype != self.dtype:
             raise ValueError(
                 f"{key}: record is {record.dtype}{list(record.shape)}, the shard holds "
                 f"{self.dtype}{list(self.shape)}; open the writer with the record's shape and dtype"
             )
-        self._pending.append((key, label, record.tobytes()))
-        if len(self._pending) == _RECORDS_PER_BATCH:
+        row = self._data[len(self._rest)]
+        row[:] = np.ascontiguousarray(record).reshape(-1).view(np.uint8)
+        self._rest.append((key, label, source, zlib.crc32(row)))
+        if len(self._rest) == _RECORDS_PER_BATCH:
             self._flush()
 
-    def reject(self, key: str, reason: str) -> None:
+    def reject(self, key: str, reason: str, label: int = -1, source: str = "") -> None:
         """Note that the source named `key` has no record, and why."""
-        self._rejects.append({"key": key, "reason": reason})
+        self._rejects.append({"key": key, "label": label, "source": source, "reason": reason})
 
     def __enter__(self) -> Self:
         import pyarrow as pa
 
+        self._schema = pa.schema(
+            [
+                ("key", pa.string()), ("label", pa.int32()), ("source", pa.string()),
+                ("crc32", pa.uint32()), ("data", pa.binary(self._num_bytes)),
+            ]
+        )  # fmt: skip
         self._target.parent.mkdir(parents=True, exist_ok=True)
-        self._sink = pa.OSFile(str(self._temporary), "wb")
+        self._temporary = self._target.with_name(f".{self._target.name}.tmp")
+        self._open = ExitStack()
+        self._open.enter_context(naming_full_disk(self._target))
+        self._sink = _HashedFile(self._open.enter_context(locked_file(self._temporary)))
         self._writer = pa.ipc.new_file(self._sink, self._schema)
         return self
 
@@ -100,38 +127,83 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            if kind is None:
-                self._flush()
-            self._writer.close()
-            self._sink.close()
-            if kind is None:
-                with self._temporary.open("rb+") as file:
-                    os.fsync(file.fileno())
-                summary = {
-                    "num_records": self._num_records,
-                    "bytes": self._temporary.stat().st_size,
-                    "sha256": sha256_of(self._temporary),
-                    "rejects": self._rejects,
-                }
-                write_json(self._target.with_suffix(".json"), summary)
-                self._temporary.replace(self._target)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        with self._open:
+            try:
+                if kind is None:
+                    self._complete()
+            finally:
+                self._temporary.unlink(missing_ok=True)
+
+    def _complete(self) -> None:
+        self._flush()
+        self._writer.close()
+        self._sink.sync()
+        summary = {
+            "file": self._target.name,
+            "num_records": self._num_records,
+            "bytes": self._sink.tell(),
+            "sha256": self._sink.sha256,
+            "rejects": self._rejects,
+        }
+        write_json(self._target.with_suffix(".json"), checksummed(summary))
+        self._temporary.replace(self._target)
 
     def _flush(self) -> None:
         import pyarrow as pa
 
-        if self._pending:
-            columns = [
-                pa.array(column, type=kind)
-                for column, kind in zip(
-                    zip(*self._pending, strict=True), self._schema.types, strict=True
-                )
-            ]
+        if not (num := len(self._rest)):
+            return
+        kinds = self._schema.types
+        columns = [
+            pa.array(column, type=kind)
+            for column, kind in zip(zip(*self._rest, strict=True), kinds[:-1], strict=True)
+        ]
+        data = pa.py_buffer(self._data[:num])
+        columns.append(pa.FixedSizeBinaryArray.from_buffers(kinds[-1], num, [None, data]))
+        with naming_full_disk(self._target):
             self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
-            self._num_records += len(self._pending)
-            self._pending.clear()
+        self._num_records += num
+        self._rest.clear()
+
+
+class _HashedFile:
+    """A file that is written from its start to its end, and hashed on the way."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest, self._size = file, hashlib.sha256(), 0
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def write(self, data: bytes) -> int:
+        self._file.write(data)
+        self._digest.update(data)
+        self._size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._size
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Leave the file to whoever opened it."""
+
+
+class _OpenShard(NamedTuple):
+    """A shard's columns, batch by batch, in the memory map."""
+
+    data: list[np.ndarray]  # (n, *shape) each
+    crc32: list[np.ndarray]
+    keys: "list[pa.Array]"
 
 
 @dataclass(frozen=True)
@@ -141,29 +213,30 @@ class Shards:
     Attributes:
         path: The directory.
         header: The content of its `manifest.json`.
+        strict: Whether each record that is read is compared with its checksum.
     """
 
     path: Path
     header: dict[str, Any] = field(repr=False)
+    strict: bool = False
+    _opened: dict[int, _OpenShard] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, *, strict: bool = False) -> Self:
         """Open a shard set after checking that each shard is there and has its full length.
 
         Raises:
             FileNotFoundError: If there is no finished shard set at `path`.
-            ValueError: If a shard is missing or truncated; the message names the file.
+            DamagedError: If a shard is missing or truncated, or the header is damaged; the message
+                names the file.
         """
-        header = path / _HEADER
-        if not header.is_file():
-            raise FileNotFoundError(
-                f"{path}: no finished shard set here ({_HEADER} is missing); "
-                "run the stage that makes it"
-            )
-        shards = cls(path, json.loads(header.read_text(encoding="utf-8")))
+        shards = cls(path, read_header(path), strict)
         for entry in shards.header["shards"]:
-            if fault := _fault(path / entry["file"], entry["bytes"]):
-                raise ValueError(f"{fault}; delete {path} and run the stage that makes it again")
+            if fault := length_fault(path / entry["file"], entry["bytes"]):
+                raise DamagedError(
+                    f"{path / entry['file']}: {fault}; run the verify pipeline of its dataset to "
+                    "repair it"
+                )
         return shards
 
     def __len__(self) -> int:
@@ -194,86 +267,173 @@ class Shards:
         """Provenance, as it was given to `finalize`."""
         return dict(self.header["about"])
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of the shards' sha256 and the header."""
-        return fingerprint(self.header)
+        """16 hex digits of the shards' sha256 and of what the header says beside."""
+        # Another version of Parquet may write the same manifest in other bytes.
+        return fingerprint({key: self.header[key] for key in self.header if key != "manifest"})
 
     @cached_property
     def manifest(self) -> "pd.DataFrame":
         """A line a source: key, label, source, shard, record, reason (null unless rejected)."""
         import pandas as pd
 
-        return pd.read_parquet(self.path / _MANIFEST)
+        return pd.read_parquet(self.path / MANIFEST)
 
     @cached_property
     def labels(self) -> np.ndarray:
         """Class indices of the records, (N,), int64."""
-        return np.concatenate(
-            [np.zeros(0, np.int64), *(batch.column("label").to_numpy() for batch in self._batches)]
-        ).astype(np.int64)
+        import pyarrow.parquet as pq
 
-    @cached_property
+        lines = pq.read_table(self.path / MANIFEST, columns=["label", "record"])
+        labels, records = (lines.column(name).to_numpy() for name in ("label", "record"))
+        return labels[records != _NOBODY].astype(np.int64)
+
+    @property
     def keys(self) -> list[str]:
         """Key of each record, (N,)."""
-        return [key for batch in self._batches for key in batch.column("key").to_pylist()]
+        return self.keys_of(range(len(self)))
+
+    def keys_of(self, indices: Iterable[int] | np.ndarray) -> list[str]:
+        """Return the keys of the records at `indices`."""
+        return [shard.keys[batch][row].as_py() for _, shard, batch, row in self._find(indices)]
 
     def read(
-        self, indices: Iterable[int] | np.ndarray, parts: np.ndarray | None = None
+        self,
+        indices: Iterable[int] | np.ndarray,
+        parts: np.ndarray | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return the records at `indices`, copied out of the memory map.
 
         Args:
             indices: Numbers of records in [0, N), in any order, repeats allowed.
             parts: For each of them, the one entry of its first axis that is wanted, and read.
+            out: Where to write them; None makes a new array.
 
         Returns:
             (len(indices), *shape) array; without the first axis of `shape` if `parts` is given.
+
+        Raises:
+            IndexError: If there is no such record.
+            DamagedError: If reading is strict and a record is damaged; the message names its file.
         """
         wanted = np.asarray(list(indices) if not isinstance(indices, np.ndarray) else indices)
         shape = self.shape if parts is None else self.shape[1:]
-        out = np.empty((len(wanted), *shape), self.dtype)
-        batches = np.searchsorted(self._starts, wanted, side="right") - 1
-        for position, (batch, index) in enumerate(zip(batches, wanted, strict=True)):
-            record = self._views[batch][index - self._starts[batch]]
+        out = np.empty((len(wanted), *shape), self.dtype) if out is None else out
+        for position, (number, shard, batch, row) in enumerate(self._find(wanted)):
+            record = shard.data[batch][row]
+            if self.strict and zlib.crc32(record) != shard.crc32[batch][row]:
+                raise DamagedError(
+                    f"{self.path / shard_name(number)}: record {shard.keys[batch][row]} is damaged;"
+                    " run the verify pipeline of its dataset to repair it"
+                )
             out[position] = record if parts is None else record[parts[position]]
         return out
 
-    @cached_property
-    def _batches(self) -> "list[pa.RecordBatch]":
-        import pyarrow as pa
-
-        batches = []
-        for entry in self.header["shards"]:
-            file = pa.ipc.open_file(pa.memory_map(str(self.path / entry["file"])))
-            batches += [file.get_batch(number) for number in range(file.num_record_batches)]
-        return batches
+    def _find(
+        self, indices: Iterable[int] | np.ndarray
+    ) -> Iterator[tuple[int, _OpenShard, int, int]]:
+        """Yield shard, batch and row of each record."""
+        wanted = np.asarray(list(indices) if not isinstance(indices, np.ndarray) else indices)
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise IndexError(f"{self.path}: records are 0 to {len(self) - 1}, not {wanted}")
+        numbers = np.searchsorted(self._starts, wanted, side="right") - 1
+        batches, rows = np.divmod(wanted - self._starts[numbers], _RECORDS_PER_BATCH)
+        places = zip(numbers.tolist(), batches.tolist(), rows.tolist(), strict=True)
+        for number, batch, row in places:
+            shard = self._opened.get(number) or self._open(number)
+            yield number, shard, batch, row
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        return np.cumsum([0, *(batch.num_rows for batch in self._batches)])[:-1]
+        return np.cumsum([0, *self.shard_sizes])[:-1].astype(np.int64)
 
-    @cached_property
-    def _views(self) -> list[np.ndarray]:
-        views = []
-        for batch in self._batches:
-            column = batch.column("data")
-            flat = np.frombuffer(column.buffers()[1], self.dtype)
-            views.append(flat.reshape(batch.num_rows, *self.shape))
-        return views
+    def _open(self, number: int) -> _OpenShard:
+        """Map a shard into memory; threads that do it at once all do the same."""
+        import pyarrow as pa
+
+        file = pa.ipc.open_file(pa.memory_map(str(self.path / shard_name(number))))
+        batches = [file.get_batch(batch) for batch in range(file.num_record_batches)]
+        data = [
+            np.frombuffer(batch.column("data").buffers()[1], self.dtype).reshape(-1, *self.shape)
+            for batch in batches
+        ]
+        crc32 = [batch.column("crc32").to_numpy() for batch in batches]
+        opened = _OpenShard(data, crc32, [batch.column("key") for batch in batches])
+        return self._opened.setdefault(number, opened)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "header": self.header}
+        return {"path": self.path, "header": self.header, "strict": self.strict, "_opened": {}}
 
 
-def _fault(file: Path, num_bytes: int) -> str | None:
-    """Say what is wrong with a shard that should be `num_bytes` long; None if nothing."""
+def read_header(path: Path) -> dict[str, Any]:
+    """Return the header of the shard set at `path`.
+
+    Raises:
+        FileNotFoundError: If there is no finished shard set.
+        ValueError: If it was written by another version of this package, or is damaged
+            (DamagedError).
+    """
+    file = path / HEADER
     if not file.is_file():
-        return f"{file}: shard is missing"
+        raise FileNotFoundError(
+            f"{path}: no finished shard set here ({HEADER} is missing); run the stage that makes it"
+        )
+    found = _format(file)
+    if found != _FORMAT:
+        raise ValueError(
+            f"{file}: the shards are of format {found}, this version reads {_FORMAT}; delete "
+            f"{path} and run the stage that makes it again"
+        )
+    return read_checked(file)
+
+
+def _format(file: Path) -> int:
+    """Return the version of the format that a header was written in; the first did not say."""
+    try:
+        value = json.loads(file.read_bytes())
+        return int(value["format"]) if "shards" not in value or "format" in value else 1
+    except (ValueError, TypeError, KeyError):
+        return _FORMAT  # a damaged one, or none at all, as reading it will show
+
+
+def summary_name(shard: int) -> str:
+    """Return the name of the file that says what became of a shard's share."""
+    return f"shard-{shard:05d}.json"
+
+
+def checksummed(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with a checksum of itself."""
+    return {**value, _CHECKSUM: fingerprint(value)}
+
+
+def read_checked(file: Path) -> dict[str, Any]:
+    """Read a JSON object that carries a checksum of itself.
+
+    Raises:
+        DamagedError: If the file is damaged or missing; the message names it.
+    """
+    try:
+        value = json.loads(file.read_bytes())
+        is_whole = value.pop(_CHECKSUM) == fingerprint(value)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise DamagedError(
+            f"{file}: is damaged or missing; run the verify pipeline of its dataset to repair it"
+        )
+    return value
+
+
+def length_fault(file: Path, num_bytes: int) -> str | None:
+    """Say what is wrong with a file that should be `num_bytes` long; None if nothing."""
+    if not file.is_file():
+        return "is missing"
     size = file.stat().st_size
     if size == num_bytes:
         return None
-    return f"{file}: shard is truncated ({size:,} bytes of {num_bytes:,})"
+    return f"is {'truncated' if size < num_bytes else 'too long'} ({size:,} bytes of {num_bytes:,})"
 
 
 def finalize(
@@ -283,7 +443,6 @@ def finalize(
     shape: Sequence[int],
     dtype: str,
     class_names: Sequence[str] = (),
-    sources: dict[str, tuple[str, int]] | None = None,
     about: dict[str, Any] | None = None,
 ) -> Shards:
     """Write the manifest of a directory whose shards are all complete, and open it.
@@ -294,8 +453,6 @@ def finalize(
         shape: Shape of one record's tensor.
         dtype: NumPy name of the element type.
         class_names: Names in the order of the labels.
-        sources: For each key, its source (a path, or archive and member) and its label; needed
-            only for what the shards do not say: the sources, and the labels of rejects.
         about: Provenance, kept in the header as it is (JSON values).
 
     Raises:
@@ -307,53 +464,59 @@ def finalize(
             "those"
         )
     summaries = [_summary(directory / shard_name(shard)) for shard in range(num_shards)]
-    manifest = _manifest(directory, summaries, sources or {})
-    manifest.to_parquet(directory / _MANIFEST, index=False)
+    manifest = directory / MANIFEST
+    _write_manifest(manifest, summaries)
     header = {
+        "format": _FORMAT,
         "num_records": sum(summary["num_records"] for summary in summaries),
         "num_rejects": sum(len(summary["rejects"]) for summary in summaries),
         "shape": list(shape),
         "dtype": str(np.dtype(dtype)),
         "class_names": list(class_names),
-        "shards": [
-            {name: value for name, value in summary.items() if name != "rejects"}
-            for summary in summaries
-        ],
-        "about": about or {},
+        "shards": [entry_of(summary) for summary in summaries],
+        "manifest": {"bytes": manifest.stat().st_size, "sha256": sha256_of(manifest)},
+        "about": json.loads(json.dumps(about or {})),  # as it will be read: lists, not tuples
     }
-    write_json(directory / _HEADER, header)
+    write_json(directory / HEADER, checksummed(header))
     return Shards.open(directory)
+
+
+def entry_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what the header says of a shard, from what its writer noted."""
+    return {name: value for name, value in summary.items() if name != "rejects"}
 
 
 def _summary(file: Path) -> dict[str, Any]:
     """Return what the writer of a shard noted, after checking that the shard is whole."""
-    summary = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-    if fault := _fault(file, summary["bytes"]):
-        raise ValueError(f"{fault}; delete it and run again: only this shard is made anew")
-    return {"file": file.name, **summary}
+    summary = read_checked(file.with_suffix(".json"))
+    if fault := length_fault(file, summary["bytes"]):
+        raise DamagedError(
+            f"{file}: {fault}; delete it and run again: only this shard is made anew"
+        )
+    return summary
 
 
-def _manifest(
-    directory: Path, summaries: Sequence[dict[str, Any]], sources: dict[str, tuple[str, int]]
-) -> "pd.DataFrame":
-    """Return a line for each record and each reject, shard by shard."""
-    import pandas as pd
-
-    parts = []
-    for shard, summary in enumerate(summaries):
-        records = _keys_and_labels(directory / summary["file"])
-        parts.append(records.assign(shard=shard, record=range(len(records)), reason=None))
-        if summary["rejects"]:
-            rejects = pd.DataFrame(summary["rejects"])
-            labels = [sources.get(key, _UNKNOWN)[1] for key in rejects["key"]]
-            parts.append(rejects.assign(label=labels, shard=-1, record=-1))
-    manifest = pd.concat(parts, ignore_index=True)
-    manifest["source"] = [sources.get(key, _UNKNOWN)[0] for key in manifest["key"]]
-    return manifest[list(_MANIFEST_TYPES)].astype(_MANIFEST_TYPES)
-
-
-def _keys_and_labels(shard: Path) -> "pd.DataFrame":
+def _write_manifest(file: Path, summaries: Sequence[dict[str, Any]]) -> None:
+    """Write a line for each record and each reject, shard by shard."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    with pa.memory_map(str(shard)) as source:
-        return pa.ipc.open_file(source).read_all().select(["key", "label"]).to_pandas()
+    schema = pa.schema(
+        [
+            ("key", pa.string()), ("label", pa.int32()), ("source", pa.string()),
+            ("shard", pa.int32()), ("record", pa.int32()), ("reason", pa.string()),
+        ]
+    )  # fmt: skip
+    parts = [schema.empty_table()]
+    for number, summary in enumerate(summaries):
+        mapped = pa.memory_map(str(file.with_name(summary["file"])))
+        records = pa.ipc.open_file(mapped).read_all().select(["key", "label", "source"])
+        num = len(records)
+        places = {"shard": np.full(num, number, np.int32), "record": np.arange(num, dtype=np.int32)}
+        for name, column in places.items():
+            records = records.append_column(name, pa.array(column))
+        parts.append(records.append_column("reason", pa.nulls(num, pa.string())))
+        rejects = [{**reject, "shard": _NOBODY, "record": _NOBODY} for reject in summary["rejects"]]
+        parts.append(pa.Table.from_pylist(rejects, schema))
+    with atomic_path(file) as temporary:
+        pq.write_table(pa.concat_tables(parts), temporary)

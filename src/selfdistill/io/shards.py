@@ -75,6 +75,23 @@ class ShardsDataset(DirectoryDataset[Shards, Shards]):
         return TablePreview(head.to_pandas().to_dict(orient="split"))
 
 
+class PlaceDataset(DirectoryDataset[NoReturn, Path]):
+    """Where a shard set is published, for whoever looks at its files, damaged ones too.
+
+    Args:
+        path: The directory.
+        metadata: For Kedro-Viz.
+    """
+
+    def load(self) -> Path:
+        """Return the path, of what is there or not."""
+        return self._path
+
+    def save(self, data: NoReturn) -> None:
+        """Refuse: the set has a catalog entry of its own."""
+        raise DatasetError(f"{self._path} is written through the entry of the set itself")
+
+
 class ScratchDataset(DirectoryDataset[NoReturn, Path]):
     """A directory for an unfinished job, outside of what a pipeline declares as its output.
 

@@ -1,5 +1,6 @@
 """Published weights from files of any origin, executing nothing of them."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,14 @@ def check_keys(
     found = [f"{what}: {_shortened(keys)}" for what, keys in problems.items() if keys]
     if found:
         raise ValueError(f"{path} is not {network}; {'; '.join(found)}")
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of names and float32 values, in the order of the names."""
+    found = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        found.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _unpickle(path: Path) -> Any:

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from selfdistill.data.tokens import packed_dim, unpack_int8
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.networks.config import TeacherConfig
+from selfdistill.networks.config import FeatureCacheConfig, TeacherConfig
 from selfdistill.networks.dinov3 import Teacher
-from selfdistill.pipelines.features.encode import encode_images
+from selfdistill.pipelines.features.encode import features_job
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,16 @@ def teacher():
         patch_size=8,
         dim=32,
         batch_size=7,
+        cache=FeatureCacheConfig(mirrored=True, dtype="float16"),
     )
+
+
+def encode_images(images, teacher, machine, scratch):
+    return features_job(images, teacher, machine).build(scratch)
+
+
+def cached(teacher, **cache):
+    return teacher.model_copy(update={"cache": teacher.cache.model_copy(update=cache)})
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +67,31 @@ def test_only_missing_shards_are_encoded(images, teacher, one_rank, tmp_path):
     encode_images(images, teacher, one_rank, tmp_path)
     assert kept.stat().st_mtime_ns == before
     assert lost.read_bytes() == content
+
+
+def test_one_orientation_is_the_image_as_it_is(images, encoded, teacher, one_rank, tmp_path):
+    upright = encode_images(images, cached(teacher, mirrored=False), one_rank, tmp_path)
+    assert upright.shape == (1, 4, 32)
+    rows = np.arange(len(images))
+    np.testing.assert_array_equal(upright.read(rows), encoded.read(rows)[:, :1])
+
+
+def test_tokens_in_eight_bits_are_off_by_half_a_level_of_their_own_scale(
+    images, encoded, teacher, one_rank, tmp_path
+):
+    packed = encode_images(images, cached(teacher, dtype="int8"), one_rank, tmp_path)
+    assert packed.shape == (2, 4, packed_dim(32))
+    assert packed.dtype == np.int8
+    rows = np.arange(len(images))
+    tokens, exact = (torch.from_numpy(shards.read(rows)) for shards in (packed, encoded))
+    off = (unpack_int8(tokens) - exact.float()).abs()
+    level = exact.float().abs().amax(-1, keepdim=True) / 127
+    assert (off <= 0.51 * level + 4e-3).all()
+
+
+def test_other_batch_size_goes_on_with_the_same_job(images, teacher, one_rank):
+    larger = teacher.model_copy(update={"batch_size": 64})
+    names = {features_job(images, each, one_rank).name for each in (teacher, larger)}
+    assert len(names) == 1
+    packed = cached(teacher, dtype="int8")
+    assert features_job(images, packed, one_rank).name not in names

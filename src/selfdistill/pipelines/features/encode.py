@@ -1,84 +1,67 @@
-"""Teacher tokens, shard by shard: feature shard k holds the rows of image shard k."""
+"""Teacher tokens of images: in float16, or in eight bits."""
 
-import json
-import logging
-import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
-import torch
-from tqdm import tqdm
+from torch import Tensor
 
-from selfdistill.data.shards import Shards, ShardWriter, finalize, missing_shards
-from selfdistill.distributed import World, run_job
+from selfdistill.data.encoding import Encoding, encode_share, encoding_job
+from selfdistill.data.shard_job import ShardJob
+from selfdistill.data.shards import Shards
+from selfdistill.data.tokens import pack_int8, packed_dim
+from selfdistill.distributed import World
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.files import (
-    check_space,
-    fingerprint,
-    job,
-    source_fingerprint,
-)
+from selfdistill.files import source_fingerprint
 from selfdistill.networks.config import TeacherConfig
 from selfdistill.networks.dinov3 import Teacher
 
-logger = logging.getLogger(__name__)
+_SOURCES = (
+    "data/encoding.py", "data/tokens.py", "networks/dinov3.py", "pipelines/features/encode.py"
+)  # fmt: skip
 
 
-def encode_images(
-    images: Shards, teacher: TeacherConfig, distributed: DistributedConfig, scratch: Path
-) -> Shards:
-    """Start the ranks that encode what is missing, then write the manifest.
+def features_job(images: Shards, config: TeacherConfig, distributed: DistributedConfig) -> ShardJob:
+    """Return the job of encoding images with a teacher.
+
+    Args:
+        images: uint8 images, (H, W, 3) each.
+        config: The teacher.
+        distributed: The machine.
 
     Raises:
         FileNotFoundError: If the teacher's weights cannot be had.
-        ValueError: If the teacher does not fit the images, or the disk not the features.
+        ValueError: If they are others than they should be, or do not fit the images.
     """
-    network = Teacher(teacher, images.shape[0])  # before the ranks: it may have to be downloaded
-    shape = (2, *network.shape)
-    config = teacher.model_dump(mode="json")
-    origin: dict[str, Any] = {
-        "images": images.fingerprint,
-        "teacher": {**config, "weights_sha256": network.digest()},
-        "source": source_fingerprint("networks/dinov3.py", "pipelines/features/encode.py"),
-        "torch": torch.__version__,
+    teacher = Teacher(config, images.shape[0])  # before the ranks: it may have to be downloaded
+    num_tokens, dim = teacher.shape
+    packed = config.cache.dtype == "int8"
+    encoding = Encoding(
+        shape=(num_tokens, packed_dim(dim) if packed else dim),
+        dtype=config.cache.dtype,
+        mirrored=config.cache.mirrored,
+        batch_size=config.batch_size,
+    )
+    about = {
+        "teacher": {
+            **config.model_dump(mode="json", exclude={"batch_size"}),
+            "weights_sha256": teacher.digest(),
+        },
+        "source": source_fingerprint(*_SOURCES),
         "timm": timm.__version__,
     }
-    decisive = {**origin, "teacher": {**origin["teacher"], "batch_size": None}}
-    num_shards = len(images.header["shards"])
-    with job(scratch, fingerprint(decisive)) as directory:
-        if missing := missing_shards(directory, num_shards):
-            num_images = sum(images.shard_sizes[shard] for shard in missing)
-            check_space(directory, 2 * math.prod(shape) * num_images, "the teacher's features")
-            logger.info("Encoding %d of %d shards", len(missing), num_shards)
-            spec = {"images": str(images.path), "teacher": config, "shards": missing}
-            run_job(run, directory, spec, distributed)
-        return finalize(
-            directory,
-            num_shards=num_shards,
-            shape=shape,
-            dtype="float16",
-            class_names=images.class_names,
-            about=origin,
-        )
+    spec = {"teacher": config.model_dump(mode="json")}
+    return encoding_job(run, images, encoding, spec, about, distributed)
 
 
 def run(spec: Path, world: World) -> None:
-    """Encode this rank's share of the missing shards."""
-    values = json.loads(spec.read_text(encoding="utf-8"))
-    images, directory = Shards.open(Path(values["images"])), Path(values["directory"])
-    config = TeacherConfig.model_validate(values["teacher"])
-    teacher = Teacher(config, images.shape[0]).to(world.device)
-    shape = (2, *teacher.shape)
-    starts = np.cumsum([0, *images.shard_sizes])
-    mine = values["shards"][world.rank :: world.size]
-    for shard in tqdm(mine, "features", unit="shard", disable=not world.is_main):
-        with ShardWriter(directory, shard, shape, "float16") as writer:
-            for start in range(starts[shard], starts[shard + 1], config.batch_size):
-                rows = np.arange(start, min(start + config.batch_size, starts[shard + 1]))
-                pixels = torch.from_numpy(images.read(rows)).to(world.device)
-                x = pixels.permute(0, 3, 1, 2).float()
-                tokens = torch.stack((teacher(x), teacher(x.flip(-1))), dim=1)  # (n, 2, L, D)
-                for row, value in zip(rows, tokens.half().cpu().numpy(), strict=True):
-                    writer.append(images.keys[row], int(images.labels[row]), value)
+    """Encode this rank's share of the images."""
+
+    def start(values: dict[str, Any], side: int) -> Callable[[Tensor], Tensor]:
+        config = TeacherConfig.model_validate(values["teacher"])
+        teacher = Teacher(config, side).to(world.device)
+        pack = pack_int8 if config.cache.dtype == "int8" else Tensor.half
+        return lambda images: pack(teacher(images))
+
+    encode_share(spec, world, start)

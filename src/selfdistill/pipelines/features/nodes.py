@@ -13,12 +13,9 @@ else:  # Kedro reads the hints of the parameters and must be able to resolve all
 
 
 def cache_features(
-    images: Shards,
-    teacher: TeacherConfig,
-    distributed: DistributedConfig,
-    scratch: Path,
+    images: Shards, teacher: TeacherConfig, distributed: DistributedConfig, scratch: Path
 ) -> Shards:
-    """Encode each image, as it is and mirrored, with the frozen teacher.
+    """Encode each image with the frozen teacher, going on where an earlier run stopped.
 
     Args:
         images: uint8 images, (H, W, 3) each.
@@ -27,8 +24,49 @@ def cache_features(
         scratch: Where the unfinished shards are kept.
 
     Returns:
-        float16 patch tokens, (2, L, D) an image: as it is, mirrored; row by row with the images.
+        Patch tokens, float16 (O, L, D) or int8 (O, L, D + 4) an image, row by row with the images;
+        O is 1, or 2 with the mirrored image behind.
     """
-    from selfdistill.pipelines.features.encode import encode_images
+    from selfdistill.pipelines.features.encode import features_job
 
-    return encode_images(images, teacher, distributed, scratch)
+    return features_job(images, teacher, distributed).build(scratch)
+
+
+def cache_features_share(
+    images: Shards, teacher: TeacherConfig, distributed: DistributedConfig, scratch: Path
+) -> None:
+    """Make this host's share of the shards that `cache_features` makes.
+
+    Args:
+        images: uint8 images, (H, W, 3) each.
+        teacher: The teacher.
+        distributed: The machine, and which of the hosts it is.
+        scratch: Where the unfinished shards are kept, seen by all hosts.
+    """
+    from selfdistill.pipelines.features.encode import features_job
+
+    job = features_job(images, teacher, distributed)
+    job.build_share(scratch, distributed.host, distributed.num_hosts)
+
+
+def repair_features(
+    images: Shards,
+    teacher: TeacherConfig,
+    distributed: DistributedConfig,
+    place: Path,
+    scratch: Path,
+) -> None:
+    """Make the damaged shards of published features anew; do nothing where there are none.
+
+    Args:
+        images: The whole images.
+        teacher: The teacher.
+        distributed: The machine.
+        place: Where the features are published.
+        scratch: Where shards are made again.
+    """
+    from selfdistill.pipelines.features.encode import features_job
+
+    if place.is_dir():
+        job = features_job(images, teacher, distributed)
+        job.repair(place, scratch, distributed.num_workers)

@@ -4,16 +4,34 @@ from kedro.pipeline import Node, Pipeline
 
 from selfdistill.pipelines.features import nodes
 
+_INPUTS = {
+    "images": "images",
+    "teacher": "params:teacher",
+    "distributed": "params:distributed",
+    "scratch": "features_scratch",
+}
+
 
 def create_pipeline() -> Pipeline:
     """Return the stage for one dataset; the registry gives it the dataset's namespace."""
-    return Pipeline(
-        [
-            Node(
-                nodes.cache_features,
-                inputs=["images", "params:teacher", "params:distributed", "features_scratch"],
-                outputs="features",
-                name="cache_features",
-            )
-        ]
+    cache = Node(nodes.cache_features, inputs=_INPUTS, outputs="features", name="cache_features")
+    return Pipeline([cache])
+
+
+def create_share_pipeline() -> Pipeline:
+    """Return one host's share of the stage, which publishes nothing."""
+    share = Node(
+        nodes.cache_features_share, inputs=_INPUTS, outputs=None, name="cache_features_share"
     )
+    return Pipeline([share])
+
+
+def create_repair_pipeline() -> Pipeline:
+    """Return the repair of published features, of images that are whole."""
+    repair = Node(
+        nodes.repair_features,
+        inputs={**_INPUTS, "images": "whole_images", "place": "features_place"},
+        outputs=None,
+        name="repair_features",
+    )
+    return Pipeline([repair])

@@ -1,13 +1,13 @@
 """Raw images -> shards of cropped images: resumable, in any number of processes.
 
 Shard k is made of raw images [k S, (k + 1) S), S the shard size, by nobody else's help: neither
-the number of processes nor the runs it took change a byte. What cannot be decoded is recorded as a
-reject, and its shard is that much shorter.
+the number of processes and hosts nor the runs it took change a byte. What cannot be decoded is
+recorded as a reject, and its shard is that much shorter.
 """
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,65 +15,82 @@ from typing import NamedTuple
 import PIL
 from tqdm import tqdm
 
+from selfdistill.data.class_order import check_imagenet_order
 from selfdistill.data.config import PreprocessConfig
 from selfdistill.data.crops import CROPS, decode_rgb
 from selfdistill.data.raw import Reader
-from selfdistill.data.shards import Shards, ShardWriter, finalize, missing_shards
-from selfdistill.files import check_space, fingerprint, job, source_fingerprint
+from selfdistill.data.shard_job import ShardJob
+from selfdistill.data.shards import Shards, ShardWriter
+from selfdistill.files import check_space, fingerprint, source_fingerprint
 from selfdistill.pipelines.preprocess.pool import work_off
 
 logger = logging.getLogger(__name__)
 
 _DECODER = f"Pillow {PIL.__version__.partition('.')[0]}"  # its pixels may change with the major
-_BYTES_PER_RECORD = 256  # of a shard, beside the pixels: key, label, padding; generous
+_BYTES_PER_RECORD = 512  # of a shard, beside the pixels: key, label, source, padding; generous
 _REJECTS_NAMED = 5
 
 
-def build_shards(raw: Reader, config: PreprocessConfig, num_workers: int, scratch: Path) -> Shards:
-    """Make the shards that are missing in `scratch`, then their manifest.
+def crop_job(raw: Reader, config: PreprocessConfig, num_workers: int) -> ShardJob:
+    """Return the job of cropping raw images.
 
     Args:
         raw: The raw images.
         config: Crop, resolution, shard size and what is expected of the raw images.
         num_workers: Processes; 0 works in this one.
-        scratch: Parent of the directory, named by a fingerprint of whatever determines the
-            shards, in which they are made.
-
-    Returns:
-        The finished set, still in scratch.
 
     Raises:
-        ValueError: If the number of classes is not the expected one, another run is at work in
-            `scratch`, the disk is too small, or too many images were rejected; the shards stay.
-        OSError: If a raw image cannot be read.
+        ValueError: If number or order of the classes are not the expected ones.
     """
-    _check_classes(raw, config.num_classes)
-    origin = fingerprint(
-        raw.fingerprint,
-        config.crop,
-        config.resolution,
-        config.shard_size,
-        source_fingerprint("data/crops.py"),
-        _DECODER,
+    _check_classes(raw, config)
+    side = config.resolution
+    return ShardJob(
+        name=fingerprint(
+            raw.fingerprint,
+            config.crop,
+            side,
+            config.shard_size,
+            source_fingerprint("data/crops.py"),
+            _DECODER,
+        ),
+        num_shards=-(-len(raw) // config.shard_size),
+        shape=(side, side, 3),
+        dtype="uint8",
+        make=partial(_make_shards, raw=raw, config=config, num_workers=num_workers),
+        class_names=raw.class_names,
+        about={
+            "crop": config.crop,
+            "resolution": side,
+            "raw_fingerprint": raw.fingerprint,
+            "pillow_version": PIL.__version__,
+        },
     )
-    with job(scratch, origin) as directory:
-        _make_missing(raw, config, num_workers, directory)
-        shards = finalize(
-            directory,
-            num_shards=_num_shards(raw, config),
-            shape=(config.resolution, config.resolution, 3),
-            dtype="uint8",
-            class_names=raw.class_names,
-            sources=raw.sources(),
-            about={
-                "crop": config.crop,
-                "resolution": config.resolution,
-                "raw_fingerprint": raw.fingerprint,
-                "pillow_version": PIL.__version__,
-            },
+
+
+def check_rejects(shards: Shards, max_share: float) -> None:
+    """Name the rejects in the log, or in an error if they are too many.
+
+    Args:
+        shards: Cropped images.
+        max_share: Largest share of rejects that is tolerated.
+
+    Raises:
+        ValueError: If there are more.
+    """
+    if not shards.header["num_rejects"]:
+        return
+    rejects = shards.manifest[shards.manifest["reason"].notna()]
+    num = len(rejects) + len(shards)
+    named = rejects[["source", "reason"]].head(_REJECTS_NAMED).itertuples(index=False, name=None)
+    listed = "".join(f"\n  {source}: {reason}" for source, reason in named)
+    listed += "\n  ..." if len(rejects) > _REJECTS_NAMED else ""
+    if (share := len(rejects) / num) > max_share:
+        raise ValueError(
+            f"{len(rejects)} of {num} images were rejected, a share of {share:.3g}, more than "
+            f"preprocess.max_reject_share = {max_share:.3g}: mend them, or raise the limit, which "
+            f"makes no shard anew{listed}"
         )
-    _check_rejects(shards, config.max_reject_share)
-    return shards
+    logger.warning("%d of %d images rejected:%s", len(rejects), num, listed)
 
 
 class _Share(NamedTuple):
@@ -83,41 +100,40 @@ class _Share(NamedTuple):
     raw: Reader
 
 
-def _num_shards(raw: Reader, config: PreprocessConfig) -> int:
-    return -(-len(raw) // config.shard_size)
+def _make_shards(
+    directory: Path,
+    numbers: Sequence[int],
+    *,
+    raw: Reader,
+    config: PreprocessConfig,
+    num_workers: int,
+) -> None:
+    """Make some shards and show how far it is.
 
-
-def _make_missing(raw: Reader, config: PreprocessConfig, num_workers: int, directory: Path) -> None:
-    """Make the missing shards and show how far it is."""
-    for leftover in directory.glob(".*.tmp"):  # of a killed run
-        leftover.unlink()
-    size = config.shard_size
-    shares = [
-        _Share(shard, raw.part(shard * size, min((shard + 1) * size, len(raw))))
-        for shard in missing_shards(directory, _num_shards(raw, config))
-    ]
-    if not shares:
-        return
-    num_images = sum(len(share.raw) for share in shares)
-    side = config.resolution
-    needed = num_images * (3 * side**2 + _BYTES_PER_RECORD)
-    check_space(directory, needed, f"{num_images:,} images of {side} x {side}")
+    Raises:
+        ValueError: If the disk is too small.
+        OSError: If a raw image cannot be read.
+    """
+    size, side = config.shard_size, config.resolution
+    sizes = [min((shard + 1) * size, len(raw)) - shard * size for shard in numbers]
+    needed = sum(sizes) * (3 * side**2 + _BYTES_PER_RECORD)
+    check_space(directory, needed, f"{sum(sizes):,} images of {side} x {side}")
     logger.info(
         "Cropping %d images to %d x %d, from shard %d on, in %s",
-        num_images,
-        config.resolution,
-        config.resolution,
-        shares[0].shard,
+        sum(sizes),
+        side,
+        side,
+        numbers[0],
         f"{num_workers} processes" if num_workers else "this process",
     )
+    shares = (
+        _Share(shard, raw.part(shard * size, shard * size + length))
+        for shard, length in zip(numbers, sizes, strict=True)
+    )
     with tqdm(
-        desc="crop",
-        total=len(raw),
-        initial=len(raw) - num_images,
-        unit="img",
-        smoothing=0.05,
+        desc="crop", total=sum(sizes), unit="img", smoothing=0.05,
         mininterval=0.5 if sys.stderr.isatty() else 60,
-    ) as bar:
+    ) as bar:  # fmt: skip
         work = partial(_make_shard, config=config, directory=directory)
         work_off(shares, work, num_workers, bar.update)
 
@@ -132,33 +148,17 @@ def _make_shard(
             try:
                 pixels = crop(decode_rgb(image.data), size)
             except ValueError as error:
-                writer.reject(image.key, str(error))
+                writer.reject(image.key, str(error), image.label, image.source)
             else:
-                writer.append(image.key, image.label, pixels)
+                writer.append(image.key, image.label, pixels, image.source)
             count()
 
 
-def _check_classes(raw: Reader, num_classes: int) -> None:
-    if len(raw.class_names) != num_classes:
+def _check_classes(raw: Reader, config: PreprocessConfig) -> None:
+    if config.class_order == "imagenet":
+        check_imagenet_order(raw.class_names)
+    if len(raw.class_names) != config.num_classes:
         raise ValueError(
             f"the raw images have {len(raw.class_names)} classes, preprocess.num_classes is "
-            f"{num_classes}: correct the parameter, or the raw images"
+            f"{config.num_classes}: correct the parameter, or the raw images"
         )
-
-
-def _check_rejects(shards: Shards, max_share: float) -> None:
-    """Name the rejects in the log, or in an error if they are too many."""
-    rejects = shards.manifest[shards.manifest["reason"].notna()]
-    if rejects.empty:
-        return
-    share = len(rejects) / len(shards.manifest)
-    named = rejects[["source", "reason"]].head(_REJECTS_NAMED).itertuples(index=False, name=None)
-    listed = "".join(f"\n  {source}: {reason}" for source, reason in named)
-    listed += "\n  ..." if len(rejects) > _REJECTS_NAMED else ""
-    if share > max_share:
-        raise ValueError(
-            f"{len(rejects)} of {len(shards.manifest)} images were rejected, a share of "
-            f"{share:.3g}, more than preprocess.max_reject_share = {max_share:.3g}: mend them, or "
-            f"raise the limit, which makes no shard anew{listed}"
-        )
-    logger.warning("%d of %d images rejected:%s", len(rejects), len(shards.manifest), listed)

@@ -34,6 +34,50 @@ def crop_images(
     Returns:
         uint8 images, (H, W, 3) each, in the order of the raw images.
     """
-    from selfdistill.pipelines.preprocess.crop import build_shards
+    from selfdistill.pipelines.preprocess.crop import check_rejects, crop_job
 
-    return build_shards(raw, preprocess, distributed.num_workers, scratch)
+    shards = crop_job(raw, preprocess, distributed.num_workers).build(scratch)
+    check_rejects(shards, preprocess.max_reject_share)
+    return shards
+
+
+def crop_images_share(
+    raw: Reader, preprocess: PreprocessConfig, distributed: DistributedConfig, scratch: Path
+) -> None:
+    """Make this host's share of the shards that `crop_images` makes.
+
+    Args:
+        raw: The raw images, the same on all hosts.
+        preprocess: Crop, resolution, shard size and what is expected of the raw images.
+        distributed: How many processes share the work, and which of the hosts this is.
+        scratch: Where the unfinished shards are kept, seen by all hosts.
+    """
+    from selfdistill.pipelines.preprocess.crop import crop_job
+
+    job = crop_job(raw, preprocess, distributed.num_workers)
+    job.build_share(scratch, distributed.host, distributed.num_hosts)
+
+
+def repair_images(
+    raw: Reader,
+    preprocess: PreprocessConfig,
+    distributed: DistributedConfig,
+    place: Path,
+    scratch: Path,
+) -> Shards:
+    """Make the damaged shards of published images anew, and only those.
+
+    Args:
+        raw: The raw images that they were made of.
+        preprocess: The parameters that they were made with.
+        distributed: How many processes share the work.
+        place: Where the images are published.
+        scratch: Where shards are made again.
+
+    Returns:
+        The whole images, in their place.
+    """
+    from selfdistill.pipelines.preprocess.crop import crop_job
+
+    job = crop_job(raw, preprocess, distributed.num_workers)
+    return job.repair(place, scratch, distributed.num_workers)

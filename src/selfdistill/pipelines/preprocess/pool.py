@@ -4,9 +4,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
@@ -19,32 +21,50 @@ _POLL_SECONDS = 0.5
 
 
 def work_off(
-    tasks: Sequence[Task], work: Work[Task], num_workers: int, advance: Callable[[int], object]
+    tasks: Iterable[Task], work: Work[Task], num_workers: int, advance: Callable[[int], object]
 ) -> None:
     """Do all tasks; the first error ends it and is raised here.
 
     Args:
-        tasks: What is to be done; each can be pickled.
+        tasks: What is to be done; each can be pickled. Only a few of them are waiting at a time.
         work: Does a task, and calls its second argument once for each unit of it that is done; a
             function of a module, or a partial of one.
         num_workers: Processes; 0 works in this one, task by task in order.
         advance: Gets how many units were done since its last call; of all processes together.
+
+    Raises:
+        ChildProcessError: If a process vanished.
     """
     if num_workers == 0:
         for task in tasks:
             work(task, lambda: advance(1))
         return
-    shown = 0
-    with _pool(min(num_workers, len(tasks))) as (pool, counter):
-        with _hidden_main():
-            pending = {pool.submit(_do, work, task) for task in tasks}
-        while pending:
-            done, pending = wait(pending, _POLL_SECONDS, FIRST_EXCEPTION)
+    shown, waiting = 0, iter(tasks)
+    with _pool(num_workers) as (pool, counter):
+        pending: set[Future[object]] = set()
+        while True:
+            with _hidden_main():
+                for task in islice(waiting, 2 * num_workers - len(pending)):
+                    pending.add(pool.submit(_do, work, task))
+            if not pending:
+                break
+            done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
             for future in done:
-                future.result()
+                if error := future.exception():
+                    raise _named(error)
             counted = counter.value
             advance(counted - shown)
             shown = counted
+
+
+def _named(error: BaseException) -> BaseException:
+    """Return an error of a process, or say that the process vanished."""
+    if not isinstance(error, BrokenProcessPool):
+        return error
+    return ChildProcessError(
+        "a process that worked on files was killed, perhaps for want of memory: run again, what is "
+        "finished is kept; a smaller distributed.num_workers takes less memory"
+    )
 
 
 @contextmanager
@@ -62,6 +82,8 @@ def _pool(num_workers: int) -> "Iterator[tuple[ProcessPoolExecutor, Synchronized
     try:
         yield pool, counter
         pool.shutdown()
+    except BrokenProcessPool as error:  # while a task was handed over
+        raise _named(error) from error
     finally:
         our_end.close()
         pool.shutdown(cancel_futures=True)

@@ -16,10 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfdistill.data.pixels import QUANTISATION, quantise
-from selfdistill.data.shards import Shards, ShardWriter, finalize, missing_shards
+from selfdistill.data.shard_job import ShardJob
+from selfdistill.data.shards import Shards, ShardWriter
 from selfdistill.distributed import World, run_job
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.files import fingerprint, job, source_fingerprint
+from selfdistill.files import fingerprint, source_fingerprint
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.method import Method
 
@@ -81,28 +82,29 @@ def make_shards(
         scratch: Where the unfinished shards are kept.
     """
     code = {"source": source_fingerprint(*_SCIENCE), "torch": torch.__version__}
-    num_shards = -(-output.num_images // output.shard_size)
     side = checkpoint.about["network"]["resolution"]
-    with job(scratch, fingerprint(output.settings, checkpoint.about["sha256"], code)) as directory:
-        if missing := missing_shards(directory, num_shards):
-            logger.info("Generating %d of %d shards", len(missing), num_shards)
-            sizes = output.num_images, output.shard_size, output.batch_size
-            share = {"checkpoint": str(checkpoint.path), "shards": missing, "sizes": sizes}
-            run_job(run, directory, {**share, **spec}, distributed)
-        return finalize(
-            directory,
-            num_shards=num_shards,
-            shape=(side, side, 3),
-            dtype="uint8",
-            class_names=output.class_names,
-            about={
-                "checkpoint": checkpoint.about["sha256"],
-                "nimg": checkpoint.about["nimg"],
-                **output.about,
-                "quantisation": QUANTISATION,
-                "code": code,
-            },
-        )
+
+    def make(directory: Path, numbers: Sequence[int]) -> None:
+        logger.info("Generating %d shards", len(numbers))
+        sizes = output.num_images, output.shard_size, output.batch_size
+        share = {"checkpoint": str(checkpoint.path), "shards": list(numbers), "sizes": sizes}
+        run_job(run, directory, {**share, **spec}, distributed)
+
+    return ShardJob(
+        name=fingerprint(output.settings, checkpoint.about["sha256"], code),
+        num_shards=-(-output.num_images // output.shard_size),
+        shape=(side, side, 3),
+        dtype="uint8",
+        make=make,
+        class_names=output.class_names,
+        about={
+            "checkpoint": checkpoint.about["sha256"],
+            "nimg": checkpoint.about["nimg"],
+            **output.about,
+            "quantisation": QUANTISATION,
+            "code": code,
+        },
+    ).build(scratch)
 
 
 def write_share(

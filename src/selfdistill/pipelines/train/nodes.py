@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.methods.config import MethodConfig
-from selfdistill.networks.config import NetworkConfig
+from selfdistill.networks.config import NetworkConfig, TeacherConfig
 from selfdistill.pipelines.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def train(
     distributed: DistributedConfig,
     scratch: Path,
     features: Shards | None = None,
+    teacher: TeacherConfig | None = None,
     **weights: Path,
 ) -> Checkpoint:
     """Train a row, going on from its last saved state if it was interrupted.
@@ -34,7 +35,8 @@ def train(
         train: The loop's parameters.
         distributed: The machine.
         scratch: Where the state of an unfinished training is kept.
-        features: Teacher tokens of the same images, (2, L, D) each; None: without a teacher.
+        features: Teacher tokens of the same images, (O, L, D) each; None: there are none on disk.
+        teacher: The teacher, if its tokens are made while training.
         weights: Files of the frozen networks that the objective needs, by name.
 
     Returns:
@@ -42,7 +44,9 @@ def train(
     """
     from selfdistill.pipelines.train.job import train_row
 
-    return train_row(images, features, network, method, train, distributed, scratch, weights)
+    return train_row(
+        images, features, network, method, train, distributed, scratch, weights, teacher
+    )
 
 
 def extract_curves(checkpoint: Checkpoint) -> Path:

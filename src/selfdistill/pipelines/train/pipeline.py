@@ -1,18 +1,27 @@
 """images, features -> checkpoint, curves."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from kedro.pipeline import Node, Pipeline
 
 from selfdistill.pipelines.train import nodes
 
+_FEATURES: dict[str | None, dict[str, str]] = {
+    "cached": {"features": "features"},
+    "online": {"teacher": "params:teacher"},
+    None: {},
+}
 
-def create_pipeline(weights: Sequence[str], *, features: bool) -> Pipeline:
+
+def create_pipeline(
+    weights: Sequence[str], *, teacher: Literal["cached", "online"] | None
+) -> Pipeline:
     """Return the stage for one row; the registry gives it the row's namespace.
 
     Args:
         weights: Names of the files of frozen networks that the row's objective needs.
-        features: Whether it needs a teacher's features.
+        teacher: Where it has a teacher's features from: disk, or the teacher; None: it needs none.
     """
     return Pipeline(
         [
@@ -20,7 +29,7 @@ def create_pipeline(weights: Sequence[str], *, features: bool) -> Pipeline:
                 nodes.train,
                 inputs={
                     "images": "images",
-                    **({"features": "features"} if features else {}),
+                    **_FEATURES[teacher],
                     "network": "params:network",
                     "method": "params:method",
                     "train": "params:train",

@@ -1,0 +1,175 @@
+"""Image shards through a frozen network, over all ranks: shard k of the result holds the rows of k.
+
+What an image becomes depends on the image alone, as far as the network's arithmetic does not depend
+on the batch; each record holds it as it is and, if wanted, mirrored.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from selfdistill.data.loader import read_ahead
+from selfdistill.data.shard_job import ShardJob
+from selfdistill.data.shards import Shards, ShardWriter
+from selfdistill.distributed import World, run_job
+from selfdistill.distributed_config import DistributedConfig
+from selfdistill.files import check_space, fingerprint
+
+logger = logging.getLogger(__name__)
+
+Run = Callable[[Path, World], None]
+Encode = Callable[[Tensor], Tensor]
+
+_BYTES_PER_RECORD = 256  # of a shard, beside the record: key, label, padding; generous
+
+
+class Encoding(NamedTuple):
+    """What is made of each image.
+
+    Attributes:
+        shape: Shape of what the network makes of an image.
+        dtype: NumPy name of its element type.
+        mirrored: Whether the same is made of the mirrored image, and stands behind.
+        batch_size: Images a forward pass.
+    """
+
+    shape: Sequence[int]
+    dtype: str
+    mirrored: bool
+    batch_size: int
+
+    @property
+    def record_shape(self) -> tuple[int, ...]:
+        """Shape of an image's record, (1 or 2, *shape)."""
+        return (2 if self.mirrored else 1, *self.shape)
+
+
+def encoding_job(
+    run: Run,
+    images: Shards,
+    encoding: Encoding,
+    spec: dict[str, Any],
+    about: dict[str, Any],
+    distributed: DistributedConfig,
+) -> ShardJob:
+    """Return the job of encoding images.
+
+    Args:
+        run: What a rank does: it calls `encode_share`.
+        images: uint8 images, (H, W, 3) each.
+        encoding: What is made of each.
+        spec: What `run` needs to know beside, as JSON values.
+        about: All that determines the result beside `encoding` and the images, as JSON values.
+        distributed: The machine.
+    """
+    layout = encoding._replace(shape=list(encoding.shape), batch_size=0)._asdict()
+    origin = {"images": images.fingerprint, **about, "torch": torch.__version__}
+
+    def make(directory: Path, numbers: Sequence[int]) -> None:
+        num_images = sum(images.shard_sizes[shard] for shard in numbers)
+        width = np.dtype(encoding.dtype).itemsize * math.prod(encoding.record_shape)
+        what = f"{run.__module__.split('.')[-2]} of {num_images:,} images"
+        check_space(directory, num_images * (width + _BYTES_PER_RECORD), what)
+        logger.info("Encoding %s in %d shards", what, len(numbers))
+        paths = {"images": str(images.path), "strict": distributed.strict_reads}
+        share = {"encoding": encoding._asdict(), "shards": list(numbers)}
+        run_job(run, directory, {**paths, **share, **spec}, distributed)
+
+    return ShardJob(
+        name=fingerprint(layout, origin),
+        num_shards=len(images.header["shards"]),
+        shape=encoding.record_shape,
+        dtype=encoding.dtype,
+        make=make,
+        class_names=images.class_names,
+        about=origin,
+    )
+
+
+def encode_share(spec: Path, world: World, start: Callable[[dict[str, Any], int], Encode]) -> None:
+    """Write this rank's share of the missing shards, reading and writing beside the GPU.
+
+    Args:
+        spec: The job's JSON file.
+        world: This rank.
+        start: Takes the content of `spec` and the side of the images, and gives the function that
+            encodes uint8-valued images (n, 3, H, W) on the rank's device.
+    """
+    values = json.loads(spec.read_text(encoding="utf-8"))
+    images = Shards.open(Path(values["images"]), strict=values["strict"])
+    encoding = Encoding(**values["encoding"])
+    encode = start(values, images.shape[0])
+    starts = np.cumsum([0, *images.shard_sizes])
+    mine = values["shards"][world.rank :: world.size]
+    directory = Path(values["directory"])
+    with tqdm(
+        desc="encode", total=sum(images.shard_sizes[shard] for shard in mine), unit="img",
+        smoothing=0.05, mininterval=1.0, disable=not world.is_main,
+    ) as bar:  # fmt: skip
+        for shard in mine:
+            rows = np.arange(starts[shard], starts[shard + 1])
+            encoded = _one_behind(_encoded(images, rows, encode, encoding, world.device))
+            with ShardWriter(directory, shard, encoding.record_shape, encoding.dtype) as writer:
+                for batch in encoded:
+                    keys = images.keys_of(batch.indices)
+                    labels = images.labels[batch.indices].tolist()
+                    for key, label, record in zip(keys, labels, batch.fetch(), strict=True):
+                        writer.append(key, label, record)
+                    bar.update(len(keys))
+
+
+class _Encoded(NamedTuple):
+    """What was made of some images, on its way from the GPU."""
+
+    indices: np.ndarray
+    records: Tensor
+    arrival: "torch.cuda.Event | None"  # None: it is there
+
+    def fetch(self) -> np.ndarray:
+        """Wait for it."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        values: np.ndarray = self.records.numpy()
+        return values
+
+
+def _encoded(
+    images: Shards, rows: np.ndarray, encode: Encode, encoding: Encoding, device: torch.device
+) -> Iterator[_Encoded]:
+    """Encode images batch by batch, without waiting for the GPU."""
+    size = encoding.batch_size
+    batches = [rows[first : first + size] for first in range(0, len(rows), size)]
+
+    def read(indices: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        pixels = torch.from_numpy(images.read(indices))
+        return indices, pixels.pin_memory() if device.type == "cuda" else pixels
+
+    for indices, pixels in read_ahead(read, batches, device):
+        x = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+        ways = (x, x.flip(-1)) if encoding.mirrored else (x,)
+        records = torch.stack([encode(way) for way in ways], dim=1)  # (n, 1 or 2, *shape)
+        if device.type == "cpu":
+            yield _Encoded(indices, records, None)
+            continue
+        host = torch.empty(records.shape, dtype=records.dtype, pin_memory=True)
+        host.copy_(records, non_blocking=True)
+        yield _Encoded(indices, host, torch.cuda.current_stream(device).record_event())
+
+
+def _one_behind(items: Iterator[_Encoded]) -> Iterator[_Encoded]:
+    """Yield each item when the next one has been started."""
+    last = None
+    for item in items:
+        if last is not None:
+            yield last
+        last = item
+    if last is not None:
+        yield last

@@ -1,0 +1,311 @@
+"""Shard sets as jobs: made at once or in shares, gone on with after a kill, verified and repaired.
+
+Whatever makes shards (cropping, encoding, sampling) says what they are and how some of them are
+made; the rest is here.
+"""
+
+import itertools
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from selfdistill.data.shards import (
+    HEADER,
+    MANIFEST,
+    Shards,
+    entry_of,
+    finalize,
+    length_fault,
+    missing_shards,
+    read_checked,
+    read_header,
+    shard_name,
+    summary_name,
+)
+from selfdistill.files import DamagedError, atomic_path, job, sha256_of
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 10  # shards in a message
+
+
+class Fault(NamedTuple):
+    """What is wrong with a file of a shard set.
+
+    Attributes:
+        file: Its name.
+        reason: What is wrong with it.
+        shard: Number of the shard that it belongs to; None for the manifest and the header.
+    """
+
+    file: str
+    reason: str
+    shard: int | None
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """A shard set that is to be made.
+
+    Attributes:
+        name: Fingerprint of all that determines the shards.
+        num_shards: How many there are.
+        shape: Shape of one record's tensor.
+        dtype: NumPy name of the element type.
+        make: Makes the shards with the given numbers in a directory, each whole or not at all; what
+            a shard becomes depends on its number alone.
+        class_names: Names in the order of the labels.
+        about: Provenance for the header, as JSON values.
+    """
+
+    name: str
+    num_shards: int
+    shape: Sequence[int]
+    dtype: str
+    make: Callable[[Path, Sequence[int]], object] = field(repr=False)
+    class_names: Sequence[str] = field(repr=False, default=())
+    about: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    def build(self, scratch: Path) -> Shards:
+        """Make the shards that are missing in scratch, then the manifest.
+
+        Args:
+            scratch: Parent of the directory in which they are made.
+
+        Returns:
+            The finished set, still in scratch.
+
+        Raises:
+            ValueError: If another run is at work in `scratch`.
+        """
+        with job(scratch, self.name) as directory:
+            if missing := missing_shards(directory, self.num_shards):
+                self.make(directory, missing)
+            return self._finish(directory)
+
+    def build_share(self, scratch: Path, host: int, num_hosts: int) -> None:
+        """Make one host's share of the shards; `build` finishes what all hosts made.
+
+        Args:
+            scratch: As for `build`, on a file system that all hosts see.
+            host: Number of this host, from 0.
+            num_hosts: Number of hosts.
+
+        Raises:
+            ValueError: If a run of the whole job is at work in `scratch`, or another one of this
+                share.
+        """
+        first, stop = (i * self.num_shards // num_hosts for i in (host, host + 1))
+        with job(scratch, self.name, shared=True) as directory:
+            missing = missing_shards(directory, self.num_shards)
+            if mine := [shard for shard in missing if first <= shard < stop]:
+                self.make(directory, mine)
+            left = len(missing_shards(directory, self.num_shards))
+        logger.info(
+            "Host %d of %d: shards %d to %d are made. %s",
+            host,
+            num_hosts,
+            first,
+            stop - 1,
+            f"{left} of {self.num_shards} are left to other hosts"
+            if left
+            else "All are: the run without a share makes the manifest and publishes them",
+        )
+
+    def repair(self, place: Path, scratch: Path, num_threads: int) -> Shards:
+        """Make what is damaged of a published set anew, and only that.
+
+        A shard that comes out with another sha256 than was noted is not put into place.
+
+        Args:
+            place: The set's directory.
+            scratch: Where the shards are made again.
+            num_threads: How many files are read at a time.
+
+        Returns:
+            The whole set, in its place.
+
+        Raises:
+            FileNotFoundError: If there is no shard set at `place`.
+            ValueError: If a shard comes out otherwise than it was, because inputs, versions or the
+                kind of device differ, or the set has another number of shards than this job.
+        """
+        faults = find_faults(place, num_threads)
+        if not faults:
+            return Shards.open(place)
+        entries = _entries(place)
+        if len(entries) > self.num_shards or (
+            len(entries) < self.num_shards and _has_header(place)
+        ):
+            raise ValueError(
+                f"{place}: holds {len(entries)} shards, but inputs and parameters give "
+                f"{self.num_shards}; run the stage that makes it anew"
+            )
+        wanted = {fault.shard for fault in faults if fault.shard is not None}
+        wanted |= set(range(len(entries), self.num_shards))
+        with job(scratch, self.name) as directory:
+            missing = missing_shards(directory, self.num_shards)
+            if again := [shard for shard in missing if shard in wanted]:
+                self.make(directory, again)
+            for shard in wanted:
+                _check_equal(place, directory, shard, entries.get(shard))
+            for shard in wanted:
+                for file in (shard_name(shard), summary_name(shard)):
+                    _put(directory / file, place / file)
+            if any(fault.shard is None for fault in faults):
+                self._finish(place)
+            shutil.rmtree(directory)
+        return Shards.open(place)
+
+    def _finish(self, directory: Path) -> Shards:
+        return finalize(
+            directory,
+            num_shards=self.num_shards,
+            shape=self.shape,
+            dtype=self.dtype,
+            class_names=self.class_names,
+            about=self.about,
+        )
+
+
+def find_faults(place: Path, num_threads: int) -> list[Fault]:
+    """Compare every file of a published set with what was noted when it was written, and say so.
+
+    Args:
+        place: The set's directory.
+        num_threads: How many files are read at a time.
+
+    Returns:
+        What is wrong; empty if nothing is.
+
+    Raises:
+        FileNotFoundError: If there is no shard set at `place`.
+        ValueError: If it is of another version's format.
+    """
+    entries, faults = _entries(place), []
+    try:
+        if fault := _content_fault(place / MANIFEST, read_header(place)["manifest"]):
+            faults.append(Fault(MANIFEST, fault, None))
+    except DamagedError:
+        faults.append(Fault(HEADER, "is damaged", None))
+    with (
+        ThreadPoolExecutor(max(1, num_threads)) as pool,
+        tqdm(
+            desc="verify", total=sum(entry["bytes"] for entry in entries.values() if entry),
+            unit="B", unit_scale=True, mininterval=0.5 if sys.stderr.isatty() else 60,
+        ) as bar,
+    ):  # fmt: skip
+
+        def check(shard: int) -> list[Fault]:
+            entry = entries[shard]
+            found = _shard_faults(place, shard, entry)
+            bar.update(entry["bytes"] if entry else 0)
+            return found
+
+        faults += itertools.chain.from_iterable(pool.map(check, entries))
+    if faults:
+        logger.warning("%s: %d files are damaged:%s", place, len(faults), _describe(place, faults))
+    else:
+        logger.info("%s: whole, %d shards as they were written", place, len(entries))
+    return faults
+
+
+def verify(places: Sequence[Path], num_threads: int) -> None:
+    """Compare every file of several published sets with what was noted of it.
+
+    Args:
+        places: The sets' directories; one that is not there is passed over.
+        num_threads: How many files are read at a time.
+
+    Raises:
+        FileNotFoundError: If none of them is there.
+        DamagedError: If files are damaged; the log names them.
+    """
+    present = [place for place in places if place.is_dir()]
+    if not present:
+        raise FileNotFoundError(
+            f"nothing to verify: no set at {', '.join(map(str, places))}; run preprocess first"
+        )
+    faults = {place: find_faults(place, num_threads) for place in present}
+    if num := sum(map(len, faults.values())):
+        damaged = [_describe(place, found) for place, found in faults.items() if found]
+        raise DamagedError(
+            f"{num} files are damaged; run the repair pipeline of the dataset, which makes only "
+            f"those anew:{''.join(damaged)}"
+        )
+
+
+def _describe(place: Path, faults: Sequence[Fault]) -> str:
+    """Return the first faults as text, a line each."""
+    lines = [f"{place / fault.file}: {fault.reason}" for fault in faults[:_NAMED]]
+    more = [f"and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else []
+    return "".join(f"\n  {line}" for line in [*lines, *more])
+
+
+def _entries(place: Path) -> dict[int, dict[str, Any] | None]:
+    """Return what was noted of each shard; None where that is lost."""
+    try:
+        return dict(enumerate(read_header(place)["shards"]))
+    except DamagedError:
+        numbers = [int(file.stem.rpartition("-")[2]) for file in place.glob("shard-*.*")]
+        return {shard: _noted(place, shard) for shard in range(max(numbers, default=-1) + 1)}
+
+
+def _has_header(place: Path) -> bool:
+    try:
+        return bool(read_header(place))
+    except DamagedError:
+        return False
+
+
+def _noted(place: Path, shard: int) -> dict[str, Any] | None:
+    """Return what a shard's writer noted of it; None where that is lost too."""
+    try:
+        return entry_of(read_checked(place / summary_name(shard)))
+    except DamagedError:
+        return None
+
+
+def _shard_faults(place: Path, shard: int, entry: dict[str, Any] | None) -> list[Fault]:
+    if entry is None:
+        return [Fault(shard_name(shard), "nothing is known of it any more", shard)]
+    faults = []
+    if fault := _content_fault(place / shard_name(shard), entry):
+        faults.append(Fault(shard_name(shard), fault, shard))
+    if _noted(place, shard) != entry:
+        faults.append(Fault(summary_name(shard), "is missing or damaged", shard))
+    return faults
+
+
+def _content_fault(file: Path, entry: dict[str, Any]) -> str | None:
+    """Say how a file differs from its length and sha256; None if it does not."""
+    if fault := length_fault(file, entry["bytes"]):
+        return fault
+    found = sha256_of(file)
+    if found == entry["sha256"]:
+        return None
+    return f"is damaged: its sha256 is {found}, not {entry['sha256']}"
+
+
+def _check_equal(place: Path, directory: Path, shard: int, expected: dict[str, Any] | None) -> None:
+    """Refuse a shard that was made again and is not the one that was there."""
+    made = entry_of(read_checked(directory / summary_name(shard)))
+    if expected is not None and made != expected:
+        raise ValueError(
+            f"{place / shard_name(shard)}: made again, it is another one (sha256 {made['sha256']} "
+            f"instead of {expected['sha256']}): inputs, versions or the kind of device differ from "
+            "those that made the set; run its stage anew"
+        )
+
+
+def _put(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all; whoever has the old one open keeps it."""
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
