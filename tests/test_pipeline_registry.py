@@ -33,6 +33,35 @@ def test_there_is_a_pipeline_a_row_a_stage_and_a_data_set(registered):
     assert ("preprocess_digits_32" in found) == (env == "tiny")
 
 
+def test_a_data_set_can_be_made_in_shares_verified_and_repaired(registered):
+    env, found = registered
+    dataset = "imagenet_512" if env == "base" else "digits_32"
+    sets = {
+        "preprocess": "images", "features": "features", "latents": "sd.latents",
+    }  # fmt: skip
+    for stage, noun in sets.items():
+        assert f"{dataset}.{noun}" in found[f"{stage}_{dataset}"].all_outputs()
+        assert found[f"share_{stage}_{dataset}"].all_outputs() == set()
+        assert f"{dataset}.{noun}_place" in found[f"verify_{dataset}"].inputs()
+        assert f"{dataset}.{noun}_place" in found[f"repair_{dataset}"].inputs()
+    assert not any(name.startswith("raw.") for name in found[f"verify_{dataset}"].inputs())
+    assert found[f"repair_{dataset}"].all_outputs() == {f"{dataset}.whole_images"}
+    both = {f"imagenet_512.{convention}.latents" for convention in ("sd", "edm2")}
+    assert found["latents_imagenet_512"].all_outputs() == both
+
+
+@pytest.mark.parametrize("teacher", ["cached", "online"])
+def test_a_row_has_its_teacher_on_disk_or_at_work(project, teacher):
+    bootstrap_project(project)
+    params = {"dsd_b": {"teacher": teacher}}
+    with KedroSession.create(project, env="tiny", runtime_params=params) as session:
+        session.load_context()
+        row = dict(pipelines)["dsd_b"]
+    (train,) = [node for node in row.nodes if node.short_name == "train"]
+    assert ("digits_32.features" in row.datasets()) == (teacher == "cached")
+    assert ("params:teachers.random_dinov3_tiny" in train.inputs) == (teacher == "online")
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_runs_from_raw_images_to_its_papers_table(registered, row):
     env, found = registered

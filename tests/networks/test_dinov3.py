@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 
 from selfdistill.networks.config import TeacherConfig
@@ -51,3 +52,64 @@ def test_missing_weights_and_wrong_width_are_named():
         teacher(weights="nowhere.safetensors")
     with pytest.raises(ValueError, match=r"16 tokens of width 32 .* say 16 of 48"):
         teacher(dim=48)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "patch_size", "resolution"),
+    [
+        ("vit_tiny_patch16_224", 16, None),
+        ("deit_tiny_distilled_patch16_224", 16, None),  # two prefix tokens
+        ("vit_small_patch16_dinov3", 16, None),
+        ("vit_small_patch14_reg4_dinov2", 14, 56),  # no multiple of 14 divides 64
+        ("vit_base_patch16_clip_224", 16, 128),
+        ("beit_base_patch16_224", 16, None),
+        ("eva02_tiny_patch14_224", 14, 56),
+    ],
+)
+def test_any_vit_of_timm_is_a_teacher(architecture, patch_size, resolution):
+    width = timm.create_model(architecture, depth=1).embed_dim
+    config = TeacherConfig.model_validate(
+        TINY
+        | {
+            "architecture": architecture, "overrides": {"depth": 1}, "patch_size": patch_size,
+            "dim": width, "resolution": resolution,
+        }
+    )  # fmt: skip
+    one = Teacher(config, 64)
+    x = torch.rand(2, 3, 64, 64) * 255
+    tokens = one(x)
+    assert tokens.shape == (2, config.grid(64) ** 2, width) == (2, *one.shape)
+    expects = timm.get_pretrained_cfg(architecture)
+    assert one.mean.flatten().tolist() == pytest.approx(expects.mean)
+    assert one.std.flatten().tolist() == pytest.approx(expects.std)
+
+
+def test_position_tables_of_a_file_are_fitted_to_the_image_and_its_classifier_is_left_out(tmp_path):
+    vit = timm.create_model("vit_tiny_patch16_224", depth=1)
+    torch.save(vit.state_dict(), tmp_path / "weights.pth")
+    changes = {
+        "architecture": "vit_tiny_patch16_224", "weights": str(tmp_path / "weights.pth"),
+        "overrides": {"depth": 1}, "patch_size": 16, "dim": 192,
+    }  # fmt: skip
+    small = teacher(**changes)
+    assert small.shape == (4, 192)
+    large = Teacher(TeacherConfig.model_validate(TINY | changes), 224)
+    x = torch.rand(1, 3, 224, 224) * 255
+    normalised = (x / 255 - large.mean) / large.std
+    with torch.no_grad():
+        expected = vit.eval().forward_features(normalised)[:, 1:]
+    torch.testing.assert_close(large(x), expected)
+
+
+def test_another_networks_file_is_refused_and_named(tmp_path):
+    file = tmp_path / "other.pth"
+    torch.save(timm.create_model("vit_tiny_patch16_224", depth=1).state_dict(), file)
+    with pytest.raises(ValueError, match=r"other\.pth: not the weights of timm's vit_small"):
+        teacher(weights=str(file))
+
+
+def test_weights_that_hash_to_something_else_are_refused():
+    digest = teacher().digest()
+    assert teacher(weights_sha256=digest).digest() == digest
+    with pytest.raises(ValueError, match=f"others than its weights_sha256 says: .*{digest}"):
+        teacher(weights_sha256="0" * 64)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from selfdistill.data.loader import read_ahead
 from selfdistill.data.shard_job import ShardJob
@@ -22,6 +21,7 @@ from selfdistill.data.shards import Shards, ShardWriter
 from selfdistill.distributed import World, run_job
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.files import check_space, fingerprint
+from selfdistill.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -110,10 +110,8 @@ def encode_share(spec: Path, world: World, start: Callable[[dict[str, Any], int]
     starts = np.cumsum([0, *images.shard_sizes])
     mine = values["shards"][world.rank :: world.size]
     directory = Path(values["directory"])
-    with tqdm(
-        desc="encode", total=sum(images.shard_sizes[shard] for shard in mine), unit="img",
-        smoothing=0.05, mininterval=1.0, disable=not world.is_main,
-    ) as bar:  # fmt: skip
+    num_images = sum(images.shard_sizes[shard] for shard in mine)
+    with progress("encode", num_images, disable=not world.is_main) as bar:
         for shard in mine:
             rows = np.arange(starts[shard], starts[shard + 1])
             encoded = _one_behind(_encoded(images, rows, encode, encoding, world.device))

@@ -7,14 +7,11 @@ made; the rest is here.
 import itertools
 import logging
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from tqdm import tqdm
 
 from selfdistill.data.shards import (
     HEADER,
@@ -30,6 +27,7 @@ from selfdistill.data.shards import (
     summary_name,
 )
 from selfdistill.files import DamagedError, atomic_path, job, sha256_of
+from selfdistill.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -197,11 +195,8 @@ def find_faults(place: Path, num_threads: int) -> list[Fault]:
         faults.append(Fault(HEADER, "is damaged", None))
     with (
         ThreadPoolExecutor(max(1, num_threads)) as pool,
-        tqdm(
-            desc="verify", total=sum(entry["bytes"] for entry in entries.values() if entry),
-            unit="B", unit_scale=True, mininterval=0.5 if sys.stderr.isatty() else 60,
-        ) as bar,
-    ):  # fmt: skip
+        progress("verify", sum(entry["bytes"] for entry in entries.values() if entry), "B") as bar,
+    ):
 
         def check(shard: int) -> list[Fault]:
             entry = entries[shard]

@@ -18,6 +18,8 @@ from selfdistill.data.loader import Batch
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.draws import Draws
 from selfdistill.methods.checkpoint import Checkpoint
+from selfdistill.networks.config import TeacherConfig
+from selfdistill.pipelines.features.encode import features_job
 from selfdistill.pipelines.train.job import train_row
 
 FILES = ("weights.safetensors", "checkpoint.json", "curves.jsonl")
@@ -482,3 +484,48 @@ def test_features_that_do_not_fit_the_network_are_named(
 ):
     with pytest.raises(ValueError, match="patch_size and teacher"):
         train_row(images, images, network, method, train_config, one_rank, tmp_path, {})
+
+
+@pytest.fixture
+def vit():
+    return TeacherConfig.model_validate(
+        {
+            "architecture": "vit_small_patch16_dinov3", "weights": "random", "seed": 0,
+            "overrides": {"patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4},
+            "patch_size": 8, "dim": 64, "batch_size": 16,
+            "cache": {"mirrored": True, "dtype": "float16"},
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 1e-3), ("int8", 1e-2)])
+def test_a_teacher_on_disk_and_one_at_work_give_the_same_alignment_loss(
+    images, network, method, train_config, one_rank, vit, tmp_path, dtype, tolerance
+):
+    wide = network.model_validate({**network.root.model_dump(), "teacher_dim": 64})
+    cache = vit.cache.model_copy(update={"dtype": dtype})
+    kept = features_job(images, vit.model_copy(update={"cache": cache}), one_rank)
+    features = kept.build(tmp_path / "features")
+    arguments = (wide, method, train_config, one_rank)
+    cached = train_row(images, features, *arguments, tmp_path / "cached", {})
+    online = train_row(images, None, *arguments, tmp_path / "online", {}, vit)
+    losses = [
+        [json.loads(line)["network/alignment"] for line in run.curves.read_text().splitlines()]
+        for run in (cached, online)
+    ]
+    assert len(losses[0]) == 6
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance)
+    assert losses[0] != losses[1]  # neither is the other
+    assert cached.about["inputs"].keys() ^ online.about["inputs"].keys() == {"features", "teacher"}
+
+
+def test_another_teacher_at_work_is_another_job_and_its_batch_size_is_not(
+    images, network, method, train_config, one_rank, vit, tmp_path
+):
+    wide = network.model_validate({**network.root.model_dump(), "teacher_dim": 64})
+    found = {}
+    for name, changes in {"one": {}, "batch": {"batch_size": 3}, "seed": {"seed": 1}}.items():
+        teacher = vit.model_copy(update=changes)
+        arguments = (wide, method, train_config, one_rank, tmp_path / name, {}, teacher)
+        found[name] = train_row(images, None, *arguments).about["fingerprint"]
+    assert found["one"] == found["batch"] != found["seed"]

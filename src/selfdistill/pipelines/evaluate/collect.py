@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from selfdistill.data.image_set import ImageSet
 from selfdistill.data.loader import read_ahead
@@ -37,6 +36,7 @@ from selfdistill.metrics.extractors import build_extractor
 from selfdistill.metrics.metric import Need
 from selfdistill.metrics.statistics import RunningStatistics, Statistics
 from selfdistill.metrics.tiny import TinyExtractor
+from selfdistill.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -168,10 +168,8 @@ def run(spec: Path, world: World) -> None:
         name: build_extractor(name, weights, values["profile"], world.device) for name in taps
     }
     mine = values["pieces"][world.rank :: world.size]
-    bar = tqdm(
-        total=sum(stop - start for _, start, stop in mine), desc="evaluate", unit="img",
-        mininterval=1.0, disable=not world.is_main,
-    )  # fmt: skip
+    num_images = sum(stop - start for _, start, stop in mine)
+    bar = progress("evaluate", num_images, disable=not world.is_main)
     for piece, start, stop in mine:
         running = RunningStatistics(needs)
         starts = range(start, stop, values["batch_size"])

@@ -6,14 +6,12 @@ recorded as a reject, and its shard is that much shorter.
 """
 
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import PIL
-from tqdm import tqdm
 
 from selfdistill.data.class_order import check_imagenet_order
 from selfdistill.data.config import PreprocessConfig
@@ -23,6 +21,7 @@ from selfdistill.data.shard_job import ShardJob
 from selfdistill.data.shards import Shards, ShardWriter
 from selfdistill.files import check_space, fingerprint, source_fingerprint
 from selfdistill.pipelines.preprocess.pool import work_off
+from selfdistill.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +129,7 @@ def _make_shards(
         _Share(shard, raw.part(shard * size, shard * size + length))
         for shard, length in zip(numbers, sizes, strict=True)
     )
-    with tqdm(
-        desc="crop", total=sum(sizes), unit="img", smoothing=0.05,
-        mininterval=0.5 if sys.stderr.isatty() else 60,
-    ) as bar:  # fmt: skip
+    with progress("crop", sum(sizes)) as bar:
         work = partial(_make_shard, config=config, directory=directory)
         work_off(shares, work, num_workers, bar.update)
 

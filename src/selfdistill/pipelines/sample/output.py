@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from selfdistill.data.pixels import QUANTISATION, quantise
 from selfdistill.data.shard_job import ShardJob
@@ -23,6 +22,7 @@ from selfdistill.distributed_config import DistributedConfig
 from selfdistill.files import fingerprint, source_fingerprint
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.method import Method
+from selfdistill.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -127,10 +127,7 @@ def write_share(
         range(shard * shard_size, min((shard + 1) * shard_size, num_images))
         for shard in values["shards"][world.rank :: world.size]
     ]
-    bar = tqdm(
-        total=sum(map(len, mine)), desc="sample", unit="img", mininterval=1.0,
-        disable=not world.is_main,
-    )  # fmt: skip
+    bar = progress("sample", sum(map(len, mine)), disable=not world.is_main)
     directory = Path(values["directory"])
     for numbers in mine:
         shard = numbers.start // shard_size

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from selfdistill.data.loader import Batch, Loader
 from selfdistill.distributed import World
@@ -31,6 +30,7 @@ from selfdistill.pipelines.train.optim import (
     set_learning_rate,
 )
 from selfdistill.pipelines.train.signals import StopRequest
+from selfdistill.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -144,10 +144,7 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
     batches = loader.stream(_places(config, world, state.nimg, len(turns), num_micro))
     probe = loader.load(np.arange(config.num_probe_images)) if config.num_probe_images else None
     curves = Curves(directory, state.nimg, world)
-    bar = tqdm(
-        total=config.total_nimg, initial=state.nimg, desc="train", unit="img", unit_scale=True,
-        disable=not world.is_main, mininterval=1.0,
-    )  # fmt: skip
+    bar = progress("train", config.total_nimg, initial=state.nimg, disable=not world.is_main)
     start = (time.perf_counter(), state.nimg)
     with StopRequest() as stop, bar:
         while state.nimg < config.total_nimg:
