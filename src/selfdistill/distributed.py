@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.files import DamagedError, write_json
+from selfdistill.files import DamagedError, temporary_name, write_json
 
 # Exceptions that say what a user can mend; they reach whoever started the ranks as they are.
 _KINDS = (ValueError, DamagedError, OSError, FileNotFoundError, FloatingPointError)
@@ -121,10 +121,12 @@ def run_job(
     Raises:
         ValueError, OSError, FloatingPointError, RuntimeError: As `launch` does.
     """
-    file = directory.with_suffix(".json")
+    file = temporary_name(directory.with_suffix(".json"))  # others may do their shares of the job
     write_json(file, {"directory": str(directory), **spec})
-    launch(run, file, config)
-    file.unlink()
+    try:
+        launch(run, file, config)
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def launch(run: Callable[[Path, World], None], spec: Path, config: DistributedConfig) -> None:

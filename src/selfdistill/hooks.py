@@ -11,9 +11,11 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from selfdistill.config import ProjectConfig
-from selfdistill.pipelines.train.nodes import train
+from selfdistill.pipelines.train.nodes import train, train_beside_teacher
 
 logger = logging.getLogger(__name__)
+
+_TRAIN = {train, train_beside_teacher}
 
 
 class PreflightHooks:
@@ -58,11 +60,11 @@ class PreflightHooks:
             from selfdistill.networks.vae import weights_directory
 
             weights_directory(self._config.vaes[name])
-        if train in functions:
+        if functions & _TRAIN:
             from selfdistill.distributed import num_ranks
 
             for node in pipeline.nodes:
-                if node.func is train:
+                if node.func in _TRAIN:
                     config = self._config.rows[str(node.namespace)].train
                     config.share_of_rank(num_ranks(self._config.distributed))
 

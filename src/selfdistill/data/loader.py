@@ -34,7 +34,8 @@ def read_ahead(
     if device.type == "cpu":
         yield from map(read, keys)
         return
-    with ThreadPoolExecutor(1) as ahead:
+    # A new thread is on GPU 0 by default, and pinned memory would open a context there.
+    with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,)) as ahead:
         pending: deque[Future[Value]] = deque()
         for key in keys:
             pending.append(ahead.submit(read, key))

@@ -139,9 +139,7 @@ class ShardJob:
         if not faults:
             return Shards.open(place)
         entries = _entries(place)
-        if len(entries) > self.num_shards or (
-            len(entries) < self.num_shards and _has_header(place)
-        ):
+        if len(entries) > self.num_shards or (_header(place) and len(entries) < self.num_shards):
             raise ValueError(
                 f"{place}: holds {len(entries)} shards, but inputs and parameters give "
                 f"{self.num_shards}; run the stage that makes it anew"
@@ -187,12 +185,11 @@ def find_faults(place: Path, num_threads: int) -> list[Fault]:
         FileNotFoundError: If there is no shard set at `place`.
         ValueError: If it is of another version's format.
     """
-    entries, faults = _entries(place), []
-    try:
-        if fault := _content_fault(place / MANIFEST, read_header(place)["manifest"]):
-            faults.append(Fault(MANIFEST, fault, None))
-    except DamagedError:
-        faults.append(Fault(HEADER, "is damaged", None))
+    header, entries, faults = _header(place), _entries(place), []
+    if header is None:
+        faults.append(Fault(HEADER, "is missing or damaged", None))
+    elif fault := _content_fault(place / MANIFEST, header["manifest"]):
+        faults.append(Fault(MANIFEST, fault, None))
     with (
         ThreadPoolExecutor(max(1, num_threads)) as pool,
         progress("verify", sum(entry["bytes"] for entry in entries.values() if entry), "B") as bar,
@@ -246,18 +243,27 @@ def _describe(place: Path, faults: Sequence[Fault]) -> str:
 
 def _entries(place: Path) -> dict[int, dict[str, Any] | None]:
     """Return what was noted of each shard; None where that is lost."""
-    try:
-        return dict(enumerate(read_header(place)["shards"]))
-    except DamagedError:
-        numbers = [int(file.stem.rpartition("-")[2]) for file in place.glob("shard-*.*")]
-        return {shard: _noted(place, shard) for shard in range(max(numbers, default=-1) + 1)}
+    if header := _header(place):
+        return dict(enumerate(header["shards"]))
+    numbers = [int(file.stem.rpartition("-")[2]) for file in place.glob("shard-*.*")]
+    return {shard: _noted(place, shard) for shard in range(max(numbers, default=-1) + 1)}
 
 
-def _has_header(place: Path) -> bool:
+def _header(place: Path) -> dict[str, Any] | None:
+    """Return the header of a set; None if it is damaged, or missing where there are shards.
+
+    Raises:
+        FileNotFoundError: If there is no shard set.
+        ValueError: If it is of another version's format.
+    """
     try:
-        return bool(read_header(place))
+        return read_header(place)
     except DamagedError:
-        return False
+        return None
+    except FileNotFoundError:
+        if any(place.glob("shard-*.*")):
+            return None
+        raise
 
 
 def _noted(place: Path, shard: int) -> dict[str, Any] | None:

@@ -37,6 +37,7 @@ from selfdistill.files import (
     locked_file,
     naming_full_disk,
     sha256_of,
+    sha256_once,
     write_json,
 )
 
@@ -45,6 +46,7 @@ _RECORDS_PER_BATCH = 64
 HEADER, MANIFEST = "manifest.json", "manifest.parquet"
 _CHECKSUM = "checksum"  # key of a JSON file's checksum of the rest of it
 _NOBODY = -1  # shard and record of a reject
+_REPAIR = "run the repair pipeline of its dataset, or the stage that makes it"
 
 
 def shard_name(shard: int) -> str:
@@ -113,12 +115,14 @@ class ShardWriter:
                 ("crc32", pa.uint32()), ("data", pa.binary(self._num_bytes)),
             ]
         )  # fmt: skip
-        self._target.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = self._target.with_name(f".{self._target.name}.tmp")
-        self._open = ExitStack()
-        self._open.enter_context(naming_full_disk(self._target))
-        self._sink = _HashedFile(self._open.enter_context(locked_file(self._temporary)))
-        self._writer = pa.ipc.new_file(self._sink, self._schema)
+        with naming_full_disk(self._target), ExitStack() as opened:
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            file = opened.enter_context(locked_file(self._temporary))
+            opened.push(self._sweep)
+            self._sink = _HashedFile(file)
+            self._writer = pa.ipc.new_file(self._sink, self._schema)
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(
@@ -127,12 +131,16 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._open:
-            try:
-                if kind is None:
-                    self._complete()
-            finally:
+        with naming_full_disk(self._target), self._opened:
+            if kind is None:
+                self._complete()
+            else:
                 self._temporary.unlink(missing_ok=True)
+
+    def _sweep(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Remove what was begun, while it is locked still, if there was an error."""
+        if kind is not None:
+            self._temporary.unlink(missing_ok=True)
 
     def _complete(self) -> None:
         self._flush()
@@ -233,10 +241,7 @@ class Shards:
         shards = cls(path, read_header(path), strict)
         for entry in shards.header["shards"]:
             if fault := length_fault(path / entry["file"], entry["bytes"]):
-                raise DamagedError(
-                    f"{path / entry['file']}: {fault}; run the verify pipeline of its dataset to "
-                    "repair it"
-                )
+                raise DamagedError(f"{path / entry['file']}: {fault}; {_REPAIR}")
         return shards
 
     def __len__(self) -> int:
@@ -276,18 +281,23 @@ class Shards:
     @cached_property
     def manifest(self) -> "pd.DataFrame":
         """A line a source: key, label, source, shard, record, reason (null unless rejected)."""
-        import pandas as pd
-
-        return pd.read_parquet(self.path / MANIFEST)
+        return self._lines().to_pandas()
 
     @cached_property
     def labels(self) -> np.ndarray:
         """Class indices of the records, (N,), int64."""
-        import pyarrow.parquet as pq
-
-        lines = pq.read_table(self.path / MANIFEST, columns=["label", "record"])
+        lines = self._lines("label", "record")
         labels, records = (lines.column(name).to_numpy() for name in ("label", "record"))
         return labels[records != _NOBODY].astype(np.int64)
+
+    def _lines(self, *columns: str) -> "pa.Table":
+        """Read columns of the manifest, all if none is named, after comparing its sha256."""
+        import pyarrow.parquet as pq
+
+        file = self.path / MANIFEST
+        if not file.is_file() or sha256_once(file) != self.header["manifest"]["sha256"]:
+            raise DamagedError(f"{file}: is damaged or missing; {_REPAIR}")
+        return pq.read_table(file, columns=list(columns) or None)
 
     @property
     def keys(self) -> list[str]:
@@ -324,10 +334,8 @@ class Shards:
         for position, (number, shard, batch, row) in enumerate(self._find(wanted)):
             record = shard.data[batch][row]
             if self.strict and zlib.crc32(record) != shard.crc32[batch][row]:
-                raise DamagedError(
-                    f"{self.path / shard_name(number)}: record {shard.keys[batch][row]} is damaged;"
-                    " run the verify pipeline of its dataset to repair it"
-                )
+                name = self.path / shard_name(number)
+                raise DamagedError(f"{name}: record {shard.keys[batch][row]} is damaged; {_REPAIR}")
             out[position] = record if parts is None else record[parts[position]]
         return out
 
@@ -353,8 +361,12 @@ class Shards:
         """Map a shard into memory; threads that do it at once all do the same."""
         import pyarrow as pa
 
-        file = pa.ipc.open_file(pa.memory_map(str(self.path / shard_name(number))))
-        batches = [file.get_batch(batch) for batch in range(file.num_record_batches)]
+        path = self.path / shard_name(number)
+        try:
+            file = pa.ipc.open_file(pa.memory_map(str(path)))
+            batches = [file.get_batch(batch) for batch in range(file.num_record_batches)]
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedError(f"{path}: is damaged ({error}); {_REPAIR}") from error
         data = [
             np.frombuffer(batch.column("data").buffers()[1], self.dtype).reshape(-1, *self.shape)
             for batch in batches
@@ -420,9 +432,7 @@ def read_checked(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         is_whole = False
     if not is_whole:
-        raise DamagedError(
-            f"{file}: is damaged or missing; run the verify pipeline of its dataset to repair it"
-        )
+        raise DamagedError(f"{file}: is damaged or missing; {_REPAIR}")
     return value
 
 

@@ -23,7 +23,6 @@ def train(
     distributed: DistributedConfig,
     scratch: Path,
     features: Shards | None = None,
-    teacher: TeacherConfig | None = None,
     **weights: Path,
 ) -> Checkpoint:
     """Train a row, going on from its last saved state if it was interrupted.
@@ -35,8 +34,7 @@ def train(
         train: The loop's parameters.
         distributed: The machine.
         scratch: Where the state of an unfinished training is kept.
-        features: Teacher tokens of the same images, (O, L, D) each; None: there are none on disk.
-        teacher: The teacher, if its tokens are made while training.
+        features: Teacher tokens of the same images, (O, L, D) each; None: without a teacher.
         weights: Files of the frozen networks that the objective needs, by name.
 
     Returns:
@@ -44,9 +42,37 @@ def train(
     """
     from selfdistill.pipelines.train.job import train_row
 
-    return train_row(
-        images, features, network, method, train, distributed, scratch, weights, teacher
-    )
+    return train_row(images, features, network, method, train, distributed, scratch, weights)
+
+
+def train_beside_teacher(
+    images: Shards,
+    teacher: TeacherConfig,
+    network: NetworkConfig,
+    method: MethodConfig,
+    train: TrainConfig,
+    distributed: DistributedConfig,
+    scratch: Path,
+    **weights: Path,
+) -> Checkpoint:
+    """Train a row like `train`, with the teacher at work instead of its features from disk.
+
+    Args:
+        images: uint8 images, (H, W, 3) each.
+        teacher: The teacher.
+        network: The architecture.
+        method: The objective.
+        train: The loop's parameters.
+        distributed: The machine.
+        scratch: Where the state of an unfinished training is kept.
+        weights: Files of the frozen networks that the objective needs, by name.
+
+    Returns:
+        The finished checkpoint.
+    """
+    from selfdistill.pipelines.train.job import train_row
+
+    return train_row(images, None, network, method, train, distributed, scratch, weights, teacher)
 
 
 def extract_curves(checkpoint: Checkpoint) -> Path:

@@ -26,7 +26,7 @@ def create_pipeline(
     return Pipeline(
         [
             Node(
-                nodes.train,
+                nodes.train_beside_teacher if teacher == "online" else nodes.train,
                 inputs={
                     "images": "images",
                     **_FEATURES[teacher],
