@@ -142,6 +142,7 @@ def launch(run: Callable[[Path, World], None], spec: Path, config: DistributedCo
 
     Raises:
         ValueError, OSError, FloatingPointError: As the first failed rank raised it.
+        ChildProcessError: If that rank was killed.
         RuntimeError: If that rank raised anything else; its own traceback is in its output.
     """
     device, size = pick_device(config.device), num_ranks(config)
@@ -171,6 +172,11 @@ def launch(run: Callable[[Path, World], None], spec: Path, config: DistributedCo
             )
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
+            if failure.exitcode < 0:
+                raise ChildProcessError(
+                    f"rank {rank} was killed ({failure.signal_name()}), perhaps for want of "
+                    "memory: run again, what is finished is kept"
+                ) from error
             raise _as_raised(rank, failure.message) from error
         except SignalException as error:  # the ranks have been told, and have saved and left
             if error.sigval == signal.SIGINT:

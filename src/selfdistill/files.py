@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import numpy as np
@@ -173,9 +173,10 @@ def job(scratch: Path, name: str, *, shared: bool = False) -> Iterator[Path]:
         ValueError: If another process is at work in this scratch folder.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    with (scratch / ".lock").open("w") as lock:
+    # To read and write: a shared lock on NFS needs the one, an exclusive lock the other.
+    with (scratch / ".lock").open("a+b") as lock:
         try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            _lock(lock, scratch, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
                 f"another run is at work in {scratch}; wait for it to end, or end it"
@@ -213,7 +214,7 @@ def locked_file(path: Path) -> Iterator[BinaryIO]:
     while True:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "rb+") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > until:
                     raise ValueError(
@@ -231,9 +232,22 @@ def locked_file(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def alone(lock: Path) -> Iterator[None]:
     """Wait until no other process is inside a block with this lock file; then run the block."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with lock.open("a+b") as file:
+        _lock(file, lock, fcntl.LOCK_EX)
         yield
+
+
+def _lock(file: IO[bytes], path: Path, how: int) -> None:
+    """Lock an open file; say so if its file system knows no locks."""
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be locked ({error.strerror}): mount its file system with locks "
+            "(Lustre: -o flock), or set data_root in conf/local/globals.yml to another one"
+        ) from error
 
 
 def check_space(directory: Path, num_bytes: int, what: str) -> None:

@@ -60,7 +60,8 @@ def _short(descriptions: Sequence[str]) -> list[str]:
     """Return what identifies each description.
 
     Two classes are called crane, and Hugging Face the second of them crane2; two are maillot, one
-    of them "maillot, tank suit". In nothing else do the 1000 names of Hugging Face and timm differ.
+    of them "maillot, tank suit". Elsewhere we found the first terms of Hugging Face's list and of
+    timm's equal.
     """
     short = [
         _TANK_SUIT if _letters(text) == _TANK_SUIT else _letters(text.partition(",")[0])

@@ -19,8 +19,7 @@ MAX_PIXELS = 178_956_970  # more than this Pillow refuses to decode, and we to s
 def decode_rgb(data: bytes) -> Image.Image:
     """Decode an image file as Pillow's `convert("RGB")` does, which is ADM's way.
 
-    EXIF orientation, ICC profile and transparency are ignored. Pillow is as fast as simplejpeg 1.9
-    here, which decodes the same pixels: its lead is lost when they become Pillow's for the crop.
+    EXIF orientation, ICC profile and transparency are ignored.
 
     Args:
         data: The content of the file.
