@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-from selfdistill.data.shards import Shards, ShardWriter, finalize
+from selfdistill.data.shard_writer import ShardWriter, finalize
+from selfdistill.data.shards import Shards
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.methods.config import MethodConfig
 from selfdistill.networks.config import NetworkConfig

@@ -1,15 +1,20 @@
-"""The training benchmark on a minute row: what it takes apart is the step, whole."""
+"""Benchmarks on minute data: a step taken apart is whole, rivals hold the same images."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 WITHOUT_PRODUCTS = {"augmentation, draws", "losses"}
 
@@ -93,3 +98,77 @@ def test_benchmark_needs_no_kedro(project):
     code = "import sys; sys.modules['kedro'] = None; import train_step"
     path = os.pathsep.join(map(str, (project / "benchmarks", project / "src")))
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": path})
+
+
+@pytest.fixture
+def raw_images(tmp_path: Path) -> Path:
+    """Twelve small JPEGs, wide and tall, in three class folders."""
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        file = tmp_path / "raw" / f"class_{number % 3}" / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shape = (40 + 9 * number, 150 - 9 * number, 3)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(file)
+    return tmp_path / "raw"
+
+
+@pytest.fixture
+def import_benchmark(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], ModuleType]:
+    """Import a benchmark that writes into `tmp_path`."""
+    monkeypatch.syspath_prepend(str(project / "benchmarks"))
+
+    def imported(name: str) -> ModuleType:
+        module = importlib.import_module(name)
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+        return module
+
+    return imported
+
+
+def written(module: ModuleType, name: str, printed: str) -> dict[str, Any]:
+    """Return what a benchmark found; its page is what it printed, and names no place."""
+    page = (module.RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    assert page in printed
+    assert str(module.RESULTS.parent) not in page
+    result = json.loads((module.RESULTS / f"{name}.json").read_text())
+    assert {"date", "commit", "cpu", "threads", "cores"} <= result["about"].keys()
+    return result
+
+
+def test_preprocess_benchmark_packs_what_the_zip_holds(import_benchmark, raw_images, capsys):
+    preprocess = import_benchmark("preprocess")
+    options = ["--num", "20", "--size", "32", "--shard-size", "8", "--rounds", "1"]
+    preprocess.main(["--images", str(raw_images), *options])
+    result = written(preprocess, "preprocess", capsys.readouterr().out)
+    assert result["speed"]["same_pixels"]
+    assert result["speed"]["seconds"].keys() == {"zip", "workers_0", "workers_2"}
+    assert min(*result["speed"]["seconds"].values(), *result["parts"]["shards"].values()) > 0
+
+
+def test_memory_benchmark_sees_parent_workers_and_loading(import_benchmark, capsys):
+    preprocess = import_benchmark("preprocess")
+    preprocess.main(["--memory", "--sizes", "300"])
+    (found,) = written(preprocess, "preprocess_memory", capsys.readouterr().out)["memory"]
+    for process in ("parent", "worker", "loading"):
+        assert 10 < found[process]["anonymous"] < found[process]["peak"]
+    assert found["loading"]["late"] < 1.2 * found["loading"]["early"]
+
+
+def test_loader_benchmark_reads_what_the_zip_holds(
+    import_benchmark, train_step, raw_images, capsys, monkeypatch
+):
+    loader = import_benchmark("loader")
+    monkeypatch.setattr(loader, "PARAMETERS", train_step.PARAMETERS)
+    options = ["--num", "40", "--batch", "16", "--rounds", "2", "--rows", "dsd_b"]
+    loader.main(["--images", str(raw_images), *options])
+    result = written(loader, "loader", capsys.readouterr().out)
+    assert result["reads"]["same_pixels"]
+    assert min(each["images_per_s"] for each in result["loading"]) > 0
+    needs = result["rows"]["dsd_b"]
+    assert min(each["headroom"] for each in needs["gpus"]) > 0
+    # 32 x 32 pixels; 16 tokens of width 64 in both orientations, int8 with a scale of 4 bytes.
+    image, tokens = 3 * 32**2, 2 * 16 * 64
+    sizes = {"float16": image + 2 * tokens, "int8": image + tokens + 2 * 16 * 4, "online": image}
+    assert needs["bytes_of_dataset"] == {name: 1_281_167 * each for name, each in sizes.items()}

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from selfdistill.config import ProjectConfig
-from selfdistill.data.shards import ShardWriter, finalize
+from selfdistill.data.shard_writer import ShardWriter, finalize
 
 
 @pytest.fixture

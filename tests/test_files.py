@@ -1,12 +1,21 @@
 import errno
 import logging
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from selfdistill import files
-from selfdistill.files import atomic_path, job, publish_directory, source_fingerprint
+from selfdistill.files import (
+    atomic_path,
+    job,
+    locked_file,
+    naming_full_disk,
+    publish_directory,
+    source_fingerprint,
+)
 
 
 def tree(root: Path) -> dict[str, str]:
@@ -60,7 +69,7 @@ def source(request, tmp_path, monkeypatch) -> Path:
         rename, stat = Path.rename, Path.stat
 
         def refuse(self: Path, target: Path) -> Path:
-            if self == source:
+            if self == source and target.parent != source.parent:
                 raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(self), None, str(target))
             return rename(self, target)
 
@@ -143,3 +152,89 @@ def test_two_jobs_never_share_a_scratch_folder(tmp_path):
         pass
     with job(tmp_path, "two") as directory:
         assert directory == tmp_path / "two"
+
+
+def test_file_of_a_killed_writer_is_written_from_its_start(tmp_path):
+    (tmp_path / "file").write_text("what a killed writer left behind")
+    with locked_file(tmp_path / "file") as file:
+        file.write(b"new")
+    assert tree(tmp_path) == {"file": "new"}
+
+
+def test_file_that_another_is_writing_is_refused_in_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_LOCK_PATIENCE", 0.0)
+    with locked_file(tmp_path / "file") as file:
+        file.write(b"whole")
+        with (
+            pytest.raises(ValueError, match=r"file: another run is writing it; wait for it to end"),
+            locked_file(tmp_path / "file"),
+        ):
+            pass
+    assert tree(tmp_path) == {"file": "whole"}
+
+
+def test_whoever_waited_for_a_file_leaves_alone_what_was_renamed_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_LOCK_POLL", 0.01)
+    waits = threading.Event()
+    monkeypatch.setattr(files.time, "sleep", lambda _: waits.set())
+
+    def write_second() -> None:
+        with locked_file(tmp_path / "file") as file:
+            file.write(b"second")
+
+    with ThreadPoolExecutor(1) as pool, locked_file(tmp_path / "file") as file:
+        second = pool.submit(write_second)
+        waits.wait()
+        file.write(b"first")
+        (tmp_path / "file").rename(tmp_path / "done")
+        second.result()  # the name is free: it need not wait for the lock any longer
+    assert tree(tmp_path) == {"done": "first", "file": "second"}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_full_disk_is_told_with_the_file_and_the_remedy(tmp_path, code):
+    (tmp_path / "file").write_text("old")
+
+    def write() -> None:
+        with atomic_path(tmp_path / "file") as temporary:
+            temporary.write_text("half of the n")
+            raise OSError(code, os.strerror(code))
+
+    with pytest.raises(OSError, match=rf"{tmp_path}/file: cannot be written, .* data_root in conf"):
+        write()
+    assert tree(tmp_path) == {"file": "old"}
+
+
+def test_other_errors_of_a_disk_stay_what_they_are(tmp_path):
+    error = OSError(errno.EIO, os.strerror(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error") as caught, naming_full_disk(tmp_path):
+        raise error
+    assert caught.value is error
+
+
+def test_publishing_removes_what_a_killed_one_left_and_nothing_else(source, tmp_path):
+    others = {
+        "sets/.other.01234567.tmp/a": "of another set",
+        "sets/set_2/a": "another set",
+        "sets/.set": "no temporary file",
+    }
+    write_tree(tmp_path, others)
+    write_tree(tmp_path, {"sets/.set.01234567.tmp/a": "old a", "sets/.set.89abcdef.tmp": "a file"})
+    publish_directory(source, tmp_path / "sets" / "set")
+    assert tree(tmp_path) == {**others, "sets/set/a": "new a", "sets/set/below/b": "new b"}
+
+
+def test_job_removes_what_killed_writers_left_and_nothing_else(tmp_path):
+    kept = {"one/shard": "whole", "two/shard": "whole", "one.json": "{}"}
+    write_tree(tmp_path, kept)
+    write_tree(tmp_path, {".one.json.0a.tmp": "{", "one/.shard.tmp": "ha", "two/.x.0b.tmp": "lf"})
+    with job(tmp_path, "one"):
+        assert tree(tmp_path) == {**kept, ".lock": ""}
+
+
+def test_shares_of_a_job_leave_each_others_temporary_files_alone(tmp_path):
+    write_tree(tmp_path, {"one/.shard.tmp": "of another share"})
+    with job(tmp_path, "one", shared=True), job(tmp_path, "one", shared=True) as directory:
+        assert tree(directory) == {".shard.tmp": "of another share"}
+    with job(tmp_path, "one", shared=True), pytest.raises(ValueError, match="at work"):
+        job(tmp_path, "one").__enter__()

@@ -1,5 +1,6 @@
 """Project commands: `kedro run` that answers a user's mistake with one message, not a traceback."""
 
+import errno
 import functools
 import traceback
 from pathlib import Path
@@ -17,6 +18,10 @@ import selfdistill
 # its message ...
 _KINDS = (ValueError, OSError, FloatingPointError, DatasetError, ParameterValidationError)
 # ... raised on purpose, by one of these packages. Whatever comes from elsewhere is a defect.
+# Faults of file systems name their file themselves, whoever ran into them.
+_FAULTS_OF_DISKS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE
+)  # fmt: skip
 _OURS = Path(selfdistill.__file__).parent
 _SPEAKERS = (_OURS, Path(kedro.__file__).parent)
 
@@ -39,7 +44,9 @@ def _raised_by(error: BaseException, package: Path) -> bool:
 
 
 def _is_mistake(error: BaseException) -> bool:
-    """Tell a user's mistake from a defect by who raised the error."""
+    """Tell a user's mistake, or the machine's fault, from a defect by who raised the error."""
+    if isinstance(error, OSError) and error.errno in _FAULTS_OF_DISKS:
+        return True
     return any(_raised_by(error, speaker) for speaker in _SPEAKERS)
 
 

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: temporary name, fsync, rename."""
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -64,12 +65,19 @@ def naming_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_IS_FULL:
+        if error.errno not in _DISK_IS_FULL and not _is_copy_to_full_disk(error):
             raise
         raise OSError(
-            f"{path}: cannot be written, the disk is full ({error.strerror}): make room, or set "
-            "data_root in conf/local/globals.yml, and run again: what is finished is kept"
+            f"{path}: cannot be written, the disk is full ({error.strerror or error}): make room, "
+            "or set data_root in conf/local/globals.yml, and run again: what is finished is kept"
         ) from error
+
+
+def _is_copy_to_full_disk(error: OSError) -> bool:
+    """Tell by the errors of single files, which `shutil` hands over as text."""
+    if not isinstance(error, shutil.Error):
+        return False
+    return any(os.strerror(code) in str(error) for code in _DISK_IS_FULL)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -99,21 +107,38 @@ def publish_directory(source: Path, target: Path) -> None:
 
     The old directory is moved aside before and deleted after, so that `target` is at every moment
     the old one, the new one or, between two renames, absent.
+
+    Raises:
+        OSError: If the source is gone, or the target is on another file system that is full.
     """
     if source.resolve() == target.resolve():
         return
+    if not source.is_dir():
+        raise OSError(
+            f"{source}: is gone before it could be moved to {target}; another run has published "
+            "or removed it meanwhile: run one at a time"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in target.parent.glob(f".{target.name}.*.tmp"):
         if leftover != source:  # of a run that was killed in here
             _remove(leftover)
     aside, staged = temporary_name(target), source
     if source.stat().st_dev != target.parent.stat().st_dev:  # no rename between file systems
-        staged = shutil.copytree(source, temporary_name(target))
+        staged = temporary_name(target)
+        try:
+            with naming_full_disk(target):
+                shutil.copytree(source, staged)
+        except OSError:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
     if target.exists():
         target.rename(aside)
     staged.rename(target)
-    for leftover in (aside, source):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
+    if source.exists():
+        gone = temporary_name(source)  # never half removed under its own name
+        source.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:
@@ -183,8 +208,7 @@ def job(scratch: Path, name: str, *, shared: bool = False) -> Iterator[Path]:
             ) from None
         directory = scratch / name
         if not shared:
-            for leftover in [*scratch.glob(".*.tmp"), *scratch.glob("*/.*.tmp")]:
-                _remove(leftover)  # of a writer that was killed
+            _sweep(scratch)
         others = sorted(
             other.name for other in scratch.iterdir() if other.is_dir() and not other.suffix
         )
@@ -198,7 +222,27 @@ def job(scratch: Path, name: str, *, shared: bool = False) -> Iterator[Path]:
                 ", ".join(others),
             )
         directory.mkdir(exist_ok=True)
-        yield directory
+        try:
+            yield directory
+        finally:
+            if not shared:
+                _sweep(scratch)
+
+
+def _sweep(scratch: Path) -> None:
+    """Remove what killed writers left, but not what a writer is still at work on."""
+    for leftover in [*scratch.glob(".*.tmp"), *scratch.glob("*/.*.tmp")]:
+        if leftover.is_dir() or not _is_locked(leftover):
+            _remove(leftover)
+
+
+def _is_locked(path: Path) -> bool:
+    with path.open("rb+") as file:
+        try:
+            _lock(file, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @contextmanager
@@ -250,6 +294,20 @@ def _lock(file: IO[bytes], path: Path, how: int) -> None:
         ) from error
 
 
+def start_writing(file: IO[bytes], offset: int, num_bytes: int) -> None:
+    """Let the kernel begin to write a range of a file to disk, so that fsync has less to wait for.
+
+    Nothing is guaranteed by it; outside of Linux it does nothing.
+    """
+    if _sync_file_range is not None:
+        start, length = ctypes.c_int64(offset), ctypes.c_int64(num_bytes)
+        _sync_file_range(file.fileno(), start, length, _SYNC_FILE_RANGE_WRITE)
+
+
+_SYNC_FILE_RANGE_WRITE = 2
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
+
+
 def check_space(directory: Path, num_bytes: int, what: str) -> None:
     """Raise ValueError if `directory` has less than `num_bytes` left; say how much is missing.
 
@@ -281,6 +339,6 @@ def _umask() -> int:
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from selfdistill.distributed import die_with_parent, joined, reporting
 
-_STAGES = ("train", "features", "sample", "evaluate")
+_STAGES = ("train", "features", "latents", "sample", "evaluate")
 
 
 def resolve(target: str) -> tuple[str, str]:

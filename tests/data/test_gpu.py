@@ -6,7 +6,8 @@ import torch
 
 from selfdistill.data.encoding import Encoding, encode_share
 from selfdistill.data.loader import Loader
-from selfdistill.data.shards import Shards, finalize
+from selfdistill.data.shard_writer import finalize
+from selfdistill.data.shards import Shards
 from selfdistill.distributed import World
 from selfdistill.files import write_json
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from selfdistill.data.image_set import open_image_set
-from selfdistill.data.shards import ShardWriter, finalize
+from selfdistill.data.shard_writer import ShardWriter, finalize
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), dtype=np.uint8)
 

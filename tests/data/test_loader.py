@@ -6,7 +6,7 @@ import torch
 
 from selfdistill.data.latents import CONVENTIONS, unscale_latents
 from selfdistill.data.loader import Loader
-from selfdistill.data.shards import ShardWriter, finalize
+from selfdistill.data.shard_writer import ShardWriter, finalize
 from selfdistill.data.tokens import pack_int8, unpack_int8
 
 N = 37

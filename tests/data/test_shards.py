@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selfdistill.data.shards import Shards, ShardWriter, finalize, missing_shards, shard_name
+from selfdistill.data.shard_writer import ShardWriter, finalize
+from selfdistill.data.shards import Shards, missing_shards, shard_name
+from selfdistill.files import DamagedError
 
 SHAPE = (5, 3)  # 15 bytes a record: no multiple of Arrow's padding
 
@@ -61,8 +63,8 @@ def test_manifest_names_source_shard_and_record(tmp_path):
         writer.reject("bad", "truncated", 4, "folder/bad.png")
     shards = finalize(tmp_path, num_shards=1, shape=SHAPE, dtype="uint8")
     lines = shards.manifest.astype(object).where(shards.manifest.notna(), None)
-    assert list(lines) == ["key", "label", "source", "shard", "record", "reason"]
-    assert lines.to_numpy().tolist() == [
+    assert list(lines) == ["key", "label", "source", "crc32", "shard", "record", "reason"]
+    assert lines.drop(columns="crc32").to_numpy().tolist() == [
         ["good", 3, "folder/good.png", 0, 0, None],
         ["bad", 4, "folder/bad.png", -1, -1, "truncated"],
     ]
@@ -177,3 +179,41 @@ def test_importing_the_module_loads_neither_pandas_nor_pyarrow():
     )
     src = str(Path(__file__).parents[2] / "src")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=src)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (8,), (13,), (64,), (2, 4, 7)])
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
+def test_data_lies_in_the_arrow_file_where_the_header_says(tmp_path, shape, dtype):
+    import pyarrow as pa
+
+    rows = np.random.default_rng(0).integers(0, 99, (130, *shape)).astype(dtype)
+    with ShardWriter(tmp_path, 0, shape, dtype) as writer:
+        for number, row in enumerate(rows):
+            writer.append("k" * (number % 7), number, row, "s" * (number % 5))
+    shards = finalize(tmp_path, num_shards=1, shape=shape, dtype=dtype)
+    np.testing.assert_array_equal(shards.read(range(130)), rows)
+    with pa.OSFile(str(tmp_path / shard_name(0))) as file:
+        table = pa.ipc.open_file(file).read_all()
+    assert [np.frombuffer(each.as_py(), dtype).tolist() for each in table["data"]] == [
+        row.reshape(-1).tolist() for row in rows
+    ]
+    assert table["label"].to_pylist() == list(range(130))
+
+
+def test_damaged_manifest_is_named_when_labels_are_read(shards):
+    file = shards.path / "manifest.parquet"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DamagedError, match=r"manifest\.parquet: is damaged"):
+        _ = Shards.open(shards.path).labels
+
+
+def test_record_that_does_not_exist_is_refused(shards):
+    for index in (-1, 200):
+        with pytest.raises(IndexError, match="records are 0 to 199"):
+            shards.read([0, index])
+
+
+def test_keys_of_some_records_come_in_their_order(shards):
+    assert shards.keys_of(np.array([199, 0, 0, 64])) == ["k199", "k0", "k0", "k64"]

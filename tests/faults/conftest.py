@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +150,20 @@ def wait() -> Callable[[Callable[[], Any]], Any]:
 
 
 @pytest.fixture(scope="session")
+def kill_worker() -> Callable[[int], None]:
+    """Wait for a process of a run's pool and kill it, -9."""
+
+    def kill(pid: int) -> None:
+        def workers() -> list[int]:
+            files = [(each, Path(f"/proc/{each}/cmdline")) for each in _descendants(pid)]
+            return [each for each, file in files if _alive(each) and "spawn_m" in file.read_text()]
+
+        os.kill(wait_until(workers)[-1], signal.SIGKILL)
+
+    return kill
+
+
+@pytest.fixture(scope="session")
 def contents() -> Callable[[Path], dict[str, bytes]]:
     """Every file below a folder, hidden ones too, and its bytes."""
 
@@ -187,10 +202,10 @@ def png(seed: int, side: int) -> bytes:
     return file.getvalue()
 
 
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def small_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 small images in 3 classes, one of them broken."""
-    root = tmp_path / "raw"
+    root = tmp_path_factory.mktemp("small") / "raw"
     for number in range(60):
         file = root / f"class_{number % 3}" / f"{number:02d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -198,6 +213,12 @@ def raw(tmp_path: Path) -> Path:
     broken = root / "class_0" / "06.png"
     broken.write_bytes(broken.read_bytes()[:-400])
     return root
+
+
+@pytest.fixture
+def raw(small_raw: Path, tmp_path: Path) -> Path:
+    """A copy of them that a test may change."""
+    return Path(shutil.copytree(small_raw, tmp_path / "raw"))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ A request is a line of JSON on standard input, an answer a line on standard outp
 
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -53,18 +54,19 @@ def attempt(request: dict[str, Any]) -> int:
 
 
 def slow_down(delay: float) -> None:
-    """Let flushing and renaming last, so that a kill can come in between."""
+    """Let flushing, renaming and copying last, so that a kill can come in between."""
 
     def slowed(function: Any) -> Any:
-        def wait_and_call(*arguments: Any) -> Any:
+        def wait_and_call(*arguments: Any, **options: Any) -> Any:
             time.sleep(delay)
-            result = function(*arguments)
+            result = function(*arguments, **options)
             time.sleep(delay)
             return result
 
         return wait_and_call
 
     os.fsync = slowed(os.fsync)
+    shutil.copystat = slowed(shutil.copystat)  # type: ignore[assignment]  # of each copy, the last
     Path.rename = slowed(Path.rename)  # type: ignore[method-assign]
     Path.replace = slowed(Path.replace)  # type: ignore[method-assign]
 

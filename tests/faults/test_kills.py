@@ -3,8 +3,11 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
 
 from selfdistill.data.shard_job import find_faults
@@ -29,10 +32,8 @@ def run_of(server, slow_raw, slow_crop, tmp_path):
 
 
 @pytest.fixture
-def encode_of(images, teacher, tmp_path, shard_set):
+def encode_of(teacher, tmp_path, shard_set):
     """Request a features run below a folder; 20 shards of 8 images, one by one."""
-    import numpy as np
-
     rows = np.random.default_rng(0).integers(0, 256, (160, 16, 16, 3), dtype=np.uint8)
     images = shard_set(tmp_path / "given", rows, 8)
 
@@ -124,18 +125,11 @@ def test_killed_run_of_two_ranks_leaves_no_rank_and_no_byte_changes(
 
 
 def test_vanished_worker_of_preprocess_is_named_and_the_next_run_goes_on(
-    server, run_of, tmp_path, contents, leftovers, wait
+    server, run_of, tmp_path, contents, leftovers, kill_worker
 ):
     attempt = server.start(**run_of("broken"))
     attempt.wait_or_end(lambda: any(tmp_path.glob("broken/scratch/images/*/shard-*.arrow")))
-    worker = wait(
-        lambda: [
-            pid
-            for pid in attempt.descendants
-            if "spawn_main" in open(f"/proc/{pid}/cmdline").read()
-        ]
-    )[-1]
-    os.kill(worker, signal.SIGKILL)
+    kill_worker(attempt.pid)
     assert attempt.wait() == 1
     assert attempt.error.startswith("ChildProcessError: a process that worked on files was killed")
     assert "what is finished is kept" in attempt.error
@@ -150,12 +144,13 @@ def test_vanished_worker_of_preprocess_is_named_and_the_next_run_goes_on(
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
-def test_vanished_rank_is_named_and_the_next_run_goes_on(server, encode_of, tmp_path, wait):
+def test_vanished_rank_is_named_and_the_next_run_goes_on(server, encode_of, tmp_path):
     attempt = server.start(**encode_of("broken", num_ranks=2))
     attempt.wait_or_end(lambda: any(tmp_path.glob("broken/**/shard-*.arrow")))
     os.kill(attempt.descendants[-1], signal.SIGKILL)
     assert attempt.wait() == 1
-    assert "SIGKILL" in attempt.error
+    assert attempt.error.startswith("ChildProcessError: ")
+    assert "run again" in attempt.error
     server.run(**encode_of("broken"))
 
 
@@ -174,3 +169,38 @@ def test_killed_repair_leaves_nothing_behind_in_the_published_set(
     server.run(**repair)
     assert contents(place) == before
     assert leftovers(tmp_path) == []
+
+
+def test_kill_while_a_set_is_copied_to_another_file_system_changes_no_byte(
+    server, run_of, disk_of, tmp_path, contents, leftovers
+):
+    disk = disk_of("size=20m")
+    request = {**run_of("broken"), "scratch": str(disk.path / "scratch")}
+    place = tmp_path / "broken" / "images"
+    for _ in range(2):
+        attempt = server.start(**request, slow_disk=_LAG)
+        attempt.wait_or_end(lambda: any(tmp_path.glob("broken/.images.*.tmp/shard-*")))
+        attempt.kill()
+        assert not place.exists()
+    server.run(**request)
+    server.run(**run_of("whole"))
+    assert contents(place) == contents(tmp_path / "whole" / "images")
+    assert leftovers(tmp_path) == []
+
+
+def test_vanished_worker_ends_the_command_with_one_line(project, conf, kill_worker):
+    conf.change("tiny/parameters/distributed.yml", {"distributed": {"num_workers": 2}})
+    command = [sys.executable, "-m", "selfdistill", "run", "--env=tiny"]
+    run = subprocess.Popen(
+        [*command, "--pipelines=preprocess_digits_32", f"--conf-source={conf.path}"],
+        cwd=project,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    kill_worker(run.pid)
+    _, log = run.communicate()
+    assert run.returncode == 1
+    assert "Traceback" not in log
+    (line,) = [line for line in log.splitlines() if line.startswith("Error: ")]
+    assert "a process that worked on files was killed" in line

@@ -8,7 +8,8 @@ import pytest
 from kedro.io import DatasetError
 from PIL import Image
 
-from selfdistill.data.shards import Shards, ShardWriter, finalize
+from selfdistill.data.shard_writer import ShardWriter, finalize
+from selfdistill.data.shards import Shards
 from selfdistill.io.shards import ScratchDataset, ShardsDataset
 
 
@@ -69,7 +70,7 @@ def test_anything_else_is_previewed_as_a_table(tmp_path):
     entry = ShardsDataset(path=str(tmp_path))
     assert preview_kind(entry) == "TablePreview"
     table = entry.preview()
-    assert table["columns"] == ["key", "label", "source", "shard", "record", "reason"]
+    assert table["columns"] == ["key", "label", "source", "crc32", "shard", "record", "reason"]
     assert len(table["data"]) == 10
 
 

@@ -74,9 +74,14 @@ def adm_center_crop(image: Image.Image, size: int) -> np.ndarray:
             f"refused to scale {image.width} x {image.height} pixels to {width} x {height}: "
             f"more than {MAX_PIXELS:,}"
         )
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))  # (H, W, 3)
     top, left = (height - size) // 2, (width - size) // 2
-    return pixels[top : top + size, left : left + size]
+    if width > size:
+        # Pillow scales rows first, then columns: what is cut off can go in between.
+        image = image.resize((width, image.height), Image.Resampling.BICUBIC)
+        image = image.crop((left, 0, left + size, image.height))
+        width, left = size, 0
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
 def edm_center_crop(image: Image.Image, size: int) -> np.ndarray:

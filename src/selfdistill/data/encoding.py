@@ -17,7 +17,8 @@ from torch import Tensor
 
 from selfdistill.data.loader import read_ahead
 from selfdistill.data.shard_job import ShardJob
-from selfdistill.data.shards import Shards, ShardWriter
+from selfdistill.data.shard_writer import ShardWriter
+from selfdistill.data.shards import Shards
 from selfdistill.distributed import World, run_job
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.files import check_space, fingerprint

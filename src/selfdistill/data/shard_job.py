@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selfdistill.data.shard_writer import finalize
 from selfdistill.data.shards import (
     HEADER,
     MANIFEST,
     Shards,
     entry_of,
-    finalize,
     length_fault,
     missing_shards,
     read_checked,
@@ -135,9 +135,16 @@ class ShardJob:
             ValueError: If a shard comes out otherwise than it was, because inputs, versions or the
                 kind of device differ, or the set has another number of shards than this job.
         """
-        faults = find_faults(place, num_threads)
-        if not faults:
-            return Shards.open(place)
+        with job(scratch, f"{self.name}.repair") as directory:  # what it makes is not trusted yet
+            for leftover in place.glob(".*.tmp"):
+                leftover.unlink()  # of a repair that was killed
+            if faults := find_faults(place, num_threads):
+                self._mend(place, directory, faults)
+            shutil.rmtree(directory)
+        return Shards.open(place)
+
+    def _mend(self, place: Path, directory: Path, faults: Sequence[Fault]) -> None:
+        """Make what is damaged anew in a directory, and put it into place if it is what it was."""
         entries = _entries(place)
         if len(entries) > self.num_shards or (_header(place) and len(entries) < self.num_shards):
             raise ValueError(
@@ -146,19 +153,18 @@ class ShardJob:
             )
         wanted = {fault.shard for fault in faults if fault.shard is not None}
         wanted |= set(range(len(entries), self.num_shards))
-        with job(scratch, self.name) as directory:
-            missing = missing_shards(directory, self.num_shards)
-            if again := [shard for shard in missing if shard in wanted]:
-                self.make(directory, again)
-            for shard in wanted:
-                _check_equal(place, directory, shard, entries.get(shard))
-            for shard in wanted:
-                for file in (shard_name(shard), summary_name(shard)):
-                    _put(directory / file, place / file)
-            if any(fault.shard is None for fault in faults):
-                self._finish(place)
-            shutil.rmtree(directory)
-        return Shards.open(place)
+        missing = missing_shards(directory, self.num_shards)
+        if again := [shard for shard in missing if shard in wanted]:
+            self.make(directory, again)
+        for shard in wanted:
+            if fault := _difference(directory, shard, entries.get(shard)):
+                shutil.rmtree(directory)
+                raise ValueError(f"{place / shard_name(shard)}: {fault}")
+        for shard in wanted:
+            for file in (shard_name(shard), summary_name(shard)):
+                _put(directory / file, place / file)
+        if any(fault.shard is None for fault in faults):
+            self._finish(place)
 
     def _finish(self, directory: Path) -> Shards:
         return finalize(
@@ -295,15 +301,16 @@ def _content_fault(file: Path, entry: dict[str, Any]) -> str | None:
     return f"is damaged: its sha256 is {found}, not {entry['sha256']}"
 
 
-def _check_equal(place: Path, directory: Path, shard: int, expected: dict[str, Any] | None) -> None:
-    """Refuse a shard that was made again and is not the one that was there."""
+def _difference(directory: Path, shard: int, expected: dict[str, Any] | None) -> str | None:
+    """Say how a shard that was made again differs from what was noted of it; None: it does not."""
     made = entry_of(read_checked(directory / summary_name(shard)))
-    if expected is not None and made != expected:
-        raise ValueError(
-            f"{place / shard_name(shard)}: made again, it is another one (sha256 {made['sha256']} "
-            f"instead of {expected['sha256']}): inputs, versions or the kind of device differ from "
-            "those that made the set; run its stage anew"
-        )
+    if expected is None or made == expected:
+        return None
+    return (
+        f"made again, it is another one (sha256 {made['sha256']} instead of {expected['sha256']}): "
+        "inputs, versions or the kind of device differ from those that made the set; run its stage "
+        "anew"
+    )
 
 
 def _put(source: Path, target: Path) -> None:

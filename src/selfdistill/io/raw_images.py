@@ -9,7 +9,7 @@ from kedro.io import AbstractDataset, DatasetError
 
 from selfdistill.data.raw import Reader
 from selfdistill.data.readers import Layout, open_reader
-from selfdistill.files import publish_directory, temporary_name
+from selfdistill.files import naming_full_disk, publish_directory, temporary_name
 
 
 class RawImagesDataset(AbstractDataset[Iterable[tuple[str, bytes]], Reader]):
@@ -55,8 +55,9 @@ class RawImagesDataset(AbstractDataset[Iterable[tuple[str, bytes]], Reader]):
                 file = (staged / name).resolve()
                 if not file.is_relative_to(staged.resolve()):
                     raise DatasetError(f"{name}: leads out of {self._path}")
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(content)
+                with naming_full_disk(file):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(content)
             publish_directory(staged, self._path)
         finally:
             shutil.rmtree(staged, ignore_errors=True)

@@ -48,10 +48,10 @@ class Teacher(nn.Module):
                 f"teacher {config.architecture} gives {found[0]} tokens of width {found[1]} for "
                 f"{self.side} pixels; its patch_size and dim say {self.shape[0]} of {self.shape[1]}"
             )
-        if config.weights_sha256 not in (None, self.digest()):
+        if config.weights_sha256 is not None and config.weights_sha256 != (sha256 := self.digest()):
             raise ValueError(
                 f"the weights of teacher {config.architecture} are others than its weights_sha256 "
-                f"says: they hash to {self.digest()}; fetch the right ones, or correct it"
+                f"says: they hash to {sha256}; fetch the right ones, or correct it"
             )
 
     def digest(self) -> str:

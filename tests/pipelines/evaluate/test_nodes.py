@@ -8,7 +8,8 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from selfdistill.data.shards import Shards, ShardWriter, finalize
+from selfdistill.data.shard_writer import ShardWriter, finalize
+from selfdistill.data.shards import Shards
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.metrics.class_accuracy import thumbnails
 from selfdistill.metrics.config import EvaluationConfig

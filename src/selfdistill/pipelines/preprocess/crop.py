@@ -18,7 +18,8 @@ from selfdistill.data.config import PreprocessConfig
 from selfdistill.data.crops import CROPS, decode_rgb
 from selfdistill.data.raw import Reader
 from selfdistill.data.shard_job import ShardJob
-from selfdistill.data.shards import Shards, ShardWriter
+from selfdistill.data.shard_writer import ShardWriter
+from selfdistill.data.shards import Shards
 from selfdistill.files import check_space, fingerprint, source_fingerprint
 from selfdistill.pipelines.preprocess.pool import work_off
 from selfdistill.progress import progress
