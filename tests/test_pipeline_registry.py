@@ -36,7 +36,7 @@ def test_there_is_a_pipeline_a_row_a_stage_and_a_data_set(registered):
 
 def test_a_data_set_can_be_made_in_shares_verified_and_repaired(registered):
     env, found = registered
-    dataset = "imagenet_512" if env == "base" else "digits_32"
+    dataset = "imagenet_256" if env == "base" else "digits_32"
     sets = {
         "preprocess": "images", "features": "features", "latents": "sd.latents",
     }  # fmt: skip
@@ -47,6 +47,7 @@ def test_a_data_set_can_be_made_in_shares_verified_and_repaired(registered):
         assert f"{dataset}.{noun}_place" in found[f"repair_{dataset}"].inputs()
     assert not any(name.startswith("raw.") for name in found[f"verify_{dataset}"].inputs())
     assert found[f"repair_{dataset}"].all_outputs() == {f"{dataset}.whole_images"}
+    assert "features_imagenet_512" not in found  # it has no teacher
     both = {f"imagenet_512.{convention}.latents" for convention in ("sd", "edm2")}
     assert found["latents_imagenet_512"].all_outputs() == both
 

@@ -16,6 +16,15 @@ def test_only_entry_points_of_stages_are_run():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the Linux kernel")
+def test_every_stage_that_starts_ranks_is_an_entry_point(project):
+    pipelines = project / "src" / "selfdistill" / "pipelines"
+    found = [file for file in pipelines.glob("*/*.py") if "\ndef run(" in file.read_text()]
+    assert len(found) >= 6
+    for file in found:
+        module = f"selfdistill.pipelines.{file.parent.name}.{file.stem}"
+        assert resolve(f"{module}:run") == (module, "run")
+
+
 def test_a_rank_ends_with_its_parent():
     """The middle process starts a rank and is killed; the rank gets SIGTERM from the kernel."""
     rank = (

@@ -28,7 +28,7 @@ class DatasetConfig(Config):
     Attributes:
         raw: Name of the raw images, catalog entry `raw.<name>`.
         generate: Embedded images that a node writes there first.
-        teacher: Key of `teachers.yml`.
+        teacher: Key of `teachers.yml`; None: no features are made of the images.
         reference: Name of a published reference file, catalog entry `references.<name>`, which is
             what the papers' numbers are measured against; None: the images themselves.
         preprocess: Parameters of the preprocess stage.
@@ -37,7 +37,7 @@ class DatasetConfig(Config):
 
     raw: str
     generate: Literal["digits"] | None = None
-    teacher: str
+    teacher: str | None = None
     reference: str | None = None
     preprocess: PreprocessConfig
     latents: dict[str, LatentsConfig] = {}
@@ -172,7 +172,7 @@ class ProjectConfig(Config):
     @model_validator(mode="after")
     def _references_hold(self) -> Self:
         for name, dataset in self.datasets.items():
-            if dataset.teacher not in self.teachers:
+            if dataset.teacher is not None and dataset.teacher not in self.teachers:
                 raise ValueError(
                     f"{name}.teacher: no teacher {dataset.teacher!r}; teachers.yml has "
                     f"{', '.join(self.teachers)}"
@@ -207,6 +207,10 @@ class ProjectConfig(Config):
     def _check_teacher(self, name: str, row: RowConfig) -> None:
         """Refuse a teacher whose tokens do not fall on the row's."""
         dataset, network = self.datasets[row.data], row.network.root
+        if dataset.teacher is None:
+            raise ValueError(
+                f"{name}: its objective aligns with a teacher, but {row.data}.teacher is not given"
+            )
         teacher = self.teachers[dataset.teacher]
         if network.teacher_dim != teacher.dim:
             raise ValueError(

@@ -4,6 +4,7 @@ The only module that imports `torch.distributed`. A node starts ranks with `laun
 runs `python -m selfdistill.worker SPEC`, the command that `torchrun` runs on several hosts.
 """
 
+import builtins
 import ctypes
 import inspect
 import os
@@ -24,7 +25,12 @@ from selfdistill.distributed_config import DistributedConfig
 from selfdistill.files import DamagedError, temporary_name, write_json
 
 # Exceptions that say what a user can mend; they reach whoever started the ranks as they are.
-_KINDS = (ValueError, DamagedError, OSError, FileNotFoundError, FloatingPointError)
+_KINDS = (ValueError, OSError, FloatingPointError)
+# What the signals that nobody sent on purpose mean.
+_REASONS = {
+    signal.SIGKILL: ", perhaps for want of memory",
+    signal.SIGBUS: ", as when a mapped file was cut off or cannot be read; verify_<dataset> tells",
+}
 
 
 @dataclass(frozen=True)
@@ -173,9 +179,10 @@ def launch(run: Callable[[Path, World], None], spec: Path, config: DistributedCo
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             if failure.exitcode < 0:
+                name, code = failure.signal_name(), signal.Signals(-failure.exitcode)
                 raise ChildProcessError(
-                    f"rank {rank} was killed ({failure.signal_name()}), perhaps for want of "
-                    "memory: run again, what is finished is kept"
+                    f"rank {rank} was ended by {name}{_REASONS.get(code, '')}: run again, what is "
+                    "finished is kept"
                 ) from error
             raise _as_raised(rank, failure.message) from error
         except SignalException as error:  # the ranks have been told, and have saved and left
@@ -187,10 +194,10 @@ def launch(run: Callable[[Path, World], None], spec: Path, config: DistributedCo
 def _as_raised(rank: int, report: str | dict[str, Any]) -> Exception:
     """Return a rank's exception, from the report that torch elastic hands over: "Kind: text"."""
     message = str(report["message"] if isinstance(report, dict) else report)
-    kinds: dict[str, type[Exception]] = {kind.__name__: kind for kind in _KINDS}
-    kind, separator, text = message.partition(": ")
-    if separator and kind in kinds:
-        return kinds[kind](text)
+    name, separator, text = message.partition(": ")
+    kind = DamagedError if name == "DamagedError" else getattr(builtins, name, None)
+    if separator and isinstance(kind, type) and issubclass(kind, _KINDS):
+        return kind(text)
     return RuntimeError(f"rank {rank} failed: {message}")
 
 

@@ -110,6 +110,7 @@ def publish_directory(source: Path, target: Path) -> None:
 
     Raises:
         OSError: If the source is gone, or the target is on another file system that is full.
+        ValueError: If that file system is seen to be too small beforehand.
     """
     if source.resolve() == target.resolve():
         return
@@ -124,13 +125,7 @@ def publish_directory(source: Path, target: Path) -> None:
             _remove(leftover)
     aside, staged = temporary_name(target), source
     if source.stat().st_dev != target.parent.stat().st_dev:  # no rename between file systems
-        staged = temporary_name(target)
-        try:
-            with naming_full_disk(target):
-                shutil.copytree(source, staged)
-        except OSError:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
+        staged = _copied(source, target)
     if target.exists():
         target.rename(aside)
     staged.rename(target)
@@ -139,6 +134,24 @@ def publish_directory(source: Path, target: Path) -> None:
         gone = temporary_name(source)  # never half removed under its own name
         source.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def _copied(source: Path, target: Path) -> Path:
+    """Copy a directory beside `target`, on its file system, flushed to the disk."""
+    num_bytes = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
+    check_space(target.parent, num_bytes, f"the files of {target.name}, which are copied,")
+    staged = temporary_name(target)
+    try:
+        with naming_full_disk(target):
+            shutil.copytree(source, staged)
+            for file in staged.rglob("*"):
+                if file.is_file():
+                    with file.open("rb+") as stream:
+                        os.fsync(stream.fileno())
+    except OSError:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    return staged
 
 
 def sha256_of(path: Path) -> str:
@@ -237,11 +250,13 @@ def _sweep(scratch: Path) -> None:
 
 
 def _is_locked(path: Path) -> bool:
-    with path.open("rb+") as file:
-        try:
+    try:
+        with path.open("rb+") as file:
             _lock(file, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
     return False
 
 

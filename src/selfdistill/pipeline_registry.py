@@ -3,7 +3,6 @@
 The order of the stages: preprocess, features, train, sample, evaluate, report, export.
 """
 
-import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -112,15 +111,14 @@ def _dataset_pipelines(
     name: str, dataset: DatasetConfig, config: ProjectConfig
 ) -> dict[str, Pipeline]:
     """Return what can be run of a dataset alone."""
-    teacher = {"params:teacher": f"params:teachers.{dataset.teacher}"}
-    stages = {
+    stages: dict[str, list[_Placed]] = {
         "preprocess": [_Placed(preprocess, name, {"raw": f"raw.{dataset.raw}"}, {})],
-        "features": [_Placed(features, name, {}, teacher)],
+        "features": _features_of(name, dataset),
         "latents": [
             _Placed(
                 latents,
                 f"{name}.{kind}",
-                {noun: f"{name}.{noun}" for noun in ("images", "whole_images")},
+                {"images": f"{name}.images"},
                 {
                     "params:latents": f"params:{name}.latents.{kind}",
                     "params:vae": f"params:vaes.{one.vae}",
@@ -133,13 +131,20 @@ def _dataset_pipelines(
     for stage, parts in stages.items():
         if parts:
             pipelines[f"{stage}_{name}"] = _sum(part.create("create_pipeline") for part in parts)
-            shares = _sum(part.create("create_share_pipeline") for part in parts)
-            pipelines[f"share_{stage}_{name}"] = shares
-    every = itertools.chain.from_iterable(stages.values())
-    pipelines[f"repair_{name}"] = _sum(part.create("create_repair_pipeline") for part in every)
+            for verb in ("share", "repair"):
+                pipelines[f"{verb}_{stage}_{name}"] = _sum(
+                    part.create(f"create_{verb}_pipeline") for part in parts
+                )
     pipelines[f"preprocess_{name}"] = _dataset_stages(name, dataset, config)["preprocess"]
-    sets = ["images", "features", *(f"{kind}.latents" for kind in dataset.latents)]
-    checks = verify.create_pipeline(sets)
+    # All at once: features and latents wait until the images are whole.
+    whole = {f"{name}.images": f"{name}.whole_images"}
+    pipelines[f"repair_{name}"] = pipelines[f"repair_preprocess_{name}"] + _sum(
+        Pipeline(pipelines[f"repair_{stage}_{name}"], inputs=whole)
+        for stage in ("features", "latents")
+        if f"repair_{stage}_{name}" in pipelines
+    )
+    sets = ["images", *(["features"] if stages["features"] else [])]
+    checks = verify.create_pipeline([*sets, *(f"{kind}.latents" for kind in dataset.latents)])
     pipelines[f"verify_{name}"] = Pipeline(checks, namespace=name, parameters=_MACHINE)
     return pipelines
 
@@ -161,6 +166,13 @@ class _Placed(NamedTuple):
         return Pipeline(pipeline, inputs=inputs, namespace=self.namespace, parameters=parameters)
 
 
+def _features_of(name: str, dataset: DatasetConfig) -> list[_Placed]:
+    if dataset.teacher is None:
+        return []
+    teacher = {"params:teacher": f"params:teachers.{dataset.teacher}"}
+    return [_Placed(features, name, {}, teacher)]
+
+
 def _sum(pipelines: Iterable[Pipeline]) -> Pipeline:
     return sum(pipelines, Pipeline([]))
 
@@ -179,11 +191,7 @@ def _dataset_stages(
             outputs=raw if dataset.generate else None,
             parameters=_MACHINE,
         ),
-        "features": Pipeline(
-            features.create_pipeline(),
-            namespace=name,
-            parameters={**_MACHINE, "params:teacher": f"params:teachers.{dataset.teacher}"},
-        ),
+        "features": _sum(part.create("create_pipeline") for part in _features_of(name, dataset)),
         "evaluate": Pipeline(
             evaluate.create_reference_pipeline(weights, published=bool(published)),
             namespace=name,

@@ -5,6 +5,7 @@ function is one of the stages' `run(spec, world)`; Kedro is not imported here.
 """
 
 import argparse
+import faulthandler
 import importlib
 import logging
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("device", choices=("cpu", "cuda"))
     parser.add_argument("starter", type=int, nargs="?", default=0)
     options = parser.parse_args(arguments)
+    faulthandler.enable()  # where it was, if a signal ends it
     module, function = resolve(options.target)
     die_with_parent(options.starter)
     with joined(options.device) as world:

@@ -248,3 +248,23 @@ def test_decompression_bomb_is_refused_before_it_is_decoded():
     bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     with pytest.raises(ValueError, match=rf"refused to decode: .*{MAX_PIXELS}"):
         decode_rgb(bomb)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    width=st.integers(1, 400), height=st.integers(1, 400), size=st.sampled_from([1, 8, 33, 64]),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_crop_is_the_one_that_scales_first_and_cuts_then(width, height, size, seed):
+    """ADM's own order; ours cuts columns between the two passes of the scaling."""
+    image = noise(width, height, seed)
+    scaled = image
+    while min(scaled.size) >= 2 * size:
+        scaled = scaled.resize((scaled.width // 2, scaled.height // 2), Image.Resampling.BOX)
+    scale = size / min(scaled.size)
+    scaled = scaled.resize(
+        (round(scaled.width * scale), round(scaled.height * scale)), Image.Resampling.BICUBIC
+    )
+    left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
+    expected = np.asarray(scaled)[top : top + size, left : left + size]
+    np.testing.assert_array_equal(adm_center_crop(image, size), expected)

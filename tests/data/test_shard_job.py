@@ -51,7 +51,9 @@ def maker() -> Maker:
 
 @pytest.fixture
 def seven(maker: Maker) -> ShardJob:
-    return ShardJob("seven", 7, SHAPE, "uint8", maker, ("a", "b"), {"of": "numbers"})
+    return ShardJob(
+        "seven", "numbers", [4] * 7, SHAPE, "uint8", maker, ("a", "b"), {"of": "numbers"}
+    )
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def test_job_that_failed_goes_on_where_it_stopped(seven, maker, tmp_path):
 @given(num_shards=st.integers(0, 9), num_hosts=st.integers(1, 12), chance=st.randoms())
 def test_shares_in_any_order_make_every_shard_once(tmp_path_factory, num_shards, num_hosts, chance):
     maker, scratch = Maker(), tmp_path_factory.mktemp("scratch")
-    shared = ShardJob("shared", num_shards, SHAPE, "uint8", maker)
+    shared = ShardJob("shared", "numbers", [4] * num_shards, SHAPE, "uint8", maker)
     hosts = list(range(num_hosts))
     chance.shuffle(hosts)
     for host in hosts:
@@ -209,7 +211,7 @@ def test_repair_by_a_job_of_another_number_of_shards_is_refused(
     damage(place / shard_name(1))
     damaged = contents(place)
     with pytest.raises(ValueError, match=rf"holds 7 shards, but .* give {num_shards}; run the st"):
-        replace(seven, num_shards=num_shards).repair(place, tmp_path / "scratch", 1)
+        replace(seven, sizes=[4] * num_shards).repair(place, tmp_path / "scratch", 1)
     assert contents(place) == damaged
     assert maker.made == []
 
@@ -256,3 +258,38 @@ def test_writer_that_completes_leaves_alone_what_the_next_has_begun(tmp_path, mo
     second.append("k", 0, np.zeros(SHAPE, np.uint8))
     second.__exit__(None, None, None)
     assert contents(tmp_path)[shard_name(0)] == before
+
+
+def test_repair_of_a_manifest_leaves_what_the_header_says_of_the_origin(seven, place, tmp_path):
+    """Features of other images must not become features of these by a repair."""
+    before = Shards.open(place).header
+    (place / "manifest.parquet").write_bytes(b"damaged")
+    other = replace(seven, about={"of": "other numbers"}, class_names=("c",))
+    other.repair(place, tmp_path / "scratch", 1)
+    assert Shards.open(place).header == before
+    assert len(Shards.open(place).labels) == len(Shards.open(place))
+
+
+def test_repair_of_a_header_makes_a_shard_show_that_it_is_the_same_job(
+    seven, maker, place, tmp_path
+):
+    (place / "manifest.json").unlink()
+    maker.offset = 1
+    with pytest.raises(ValueError, match="made again, it is another one"):
+        seven.repair(place, tmp_path / "scratch", 1)
+    assert not (place / "manifest.json").exists()
+    maker.offset = 0
+    seven.repair(place, tmp_path / "scratch", 1)
+    assert Shards.open(place).header["job"] == seven.name
+
+
+def test_each_host_asks_for_the_room_of_all_shares(seven, tmp_path, monkeypatch):
+    """Or all of them start, and the disk is full when half is done."""
+    asked = []
+    monkeypatch.setattr(
+        "selfdistill.data.shard_job.check_space", lambda _, size, what: asked.append((size, what))
+    )
+    seven.build_share(tmp_path, 2, 3)
+    assert len(asked) == 1
+    assert asked[0][1] == "28 numbers"
+    assert asked[0][0] >= 28 * int(np.prod(SHAPE))

@@ -217,3 +217,28 @@ def test_record_that_does_not_exist_is_refused(shards):
 
 def test_keys_of_some_records_come_in_their_order(shards):
     assert shards.keys_of(np.array([199, 0, 0, 64])) == ["k199", "k0", "k0", "k64"]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_set_that_is_replaced_under_a_reader_is_noticed(tmp_path, strict):
+    for name, offset in (("one", 0), ("two", 100)):
+        write_shard(tmp_path / name, 0, range(offset, offset + 70))
+        write_shard(tmp_path / name, 1, range(offset + 70, offset + 90))
+        finalize(tmp_path / name, num_shards=2, shape=SHAPE, dtype="uint8")
+    reader = Shards.open(tmp_path / "one", strict=strict)
+    if strict:
+        reader.read([0])
+    reader.read([5])
+    (tmp_path / "one").rename(tmp_path / "old")
+    (tmp_path / "two").rename(tmp_path / "one")
+    np.testing.assert_array_equal(reader.read([5])[0], record(5))  # its map is the old one's
+    with pytest.raises(DamagedError, match=rf"{shard_name(1)}: was damaged, removed or replaced"):
+        reader.read([75])
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated"])
+def test_shard_that_goes_after_the_set_was_opened_is_named(shards, fault):
+    file = shards.path / shard_name(1)
+    file.unlink() if fault == "missing" else file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(DamagedError, match=rf"{file.name}: was damaged, removed or replaced"):
+        shards.read([199])

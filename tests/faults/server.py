@@ -83,14 +83,14 @@ def run(request: dict[str, Any]) -> None:
         images = Shards.open(Path(request["images"]))
         teacher = TeacherConfig.model_validate(request["config"])
         if stage == "repair_features":
-            repair_features(images, teacher, machine, place, scratch)
+            repair_features(images, teacher, machine, scratch, place)
         else:
             published.save(cache_features(images, teacher, machine, scratch))
         return
     raw = RawImagesDataset(path=request["raw"], layout="class_folders").load()
     config = PreprocessConfig.model_validate(request["config"])
     if stage == "repair_images":
-        repair_images(raw, config, machine, place, scratch)
+        repair_images(raw, config, machine, scratch, place)
     elif stage == "share_images":
         crop_images_share(raw, config, machine, scratch)
     else:

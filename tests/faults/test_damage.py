@@ -57,7 +57,7 @@ def images_set(made, raw, crop, tmp_path):
     shutil.copytree(made / "images", place)
 
     def repair():
-        return repair_images(open_reader(raw, "class_folders"), crop, MACHINE, place, scratch)
+        return repair_images(open_reader(raw, "class_folders"), crop, MACHINE, scratch, place)
 
     return Published(place, repair)
 
@@ -68,7 +68,7 @@ def features_set(made, images_set, teacher, tmp_path):
     scratch.mkdir()
     shutil.copytree(made / "features", place)
     images = Shards.open(images_set.place)
-    return Published(place, lambda: repair_features(images, teacher, MACHINE, place, scratch))
+    return Published(place, lambda: repair_features(images, teacher, MACHINE, scratch, place))
 
 
 @pytest.fixture(params=["images_set", "features_set"])

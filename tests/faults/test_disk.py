@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from kedro.io import DatasetError
 
-from selfdistill.data import encoding as encoding_module
-from selfdistill.data import shards as shards_module
+from selfdistill import files
+from selfdistill.data import shard_job, shard_writer
 from selfdistill.data.config import LatentsConfig
 from selfdistill.data.readers import open_reader
 from selfdistill.distributed_config import DistributedConfig
@@ -20,7 +20,6 @@ from selfdistill.io.shards import ScratchDataset, ShardsDataset
 from selfdistill.networks.config import VAEConfig
 from selfdistill.pipelines.features.nodes import cache_features
 from selfdistill.pipelines.latents.nodes import encode_latents
-from selfdistill.pipelines.preprocess import crop as crop_module
 from selfdistill.pipelines.preprocess.nodes import crop_images
 
 _WRITE_ONLY = Path("/proc/sys/vm/compact_memory")
@@ -62,8 +61,7 @@ def encode(many_images, teacher):
 @pytest.fixture
 def filling(monkeypatch):
     """Let the disk have had enough room when a run began."""
-    for module in (crop_module, encoding_module):
-        monkeypatch.setattr(module, "check_space", lambda *_: None)
+    monkeypatch.setattr(shard_job, "check_space", lambda *_: None)
 
 
 def complete(data: Path) -> dict[str, int]:
@@ -182,7 +180,7 @@ def test_disk_that_is_full_at_the_manifest_names_it_and_keeps_all_shards(
 def test_refused_write_of_a_shard_leaves_no_part_of_it(
     preprocess, tmp_path, contents, leftovers, monkeypatch, number, code
 ):
-    write, left = shards_module._HashedFile.write, [number]
+    write, left = shard_writer._HashedFile.write, [number]
 
     def refuse(file, data):
         left[0] -= 1
@@ -191,7 +189,7 @@ def test_refused_write_of_a_shard_leaves_no_part_of_it(
         return write(file, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards_module._HashedFile, "write", refuse)
+        patch.setattr(shard_writer._HashedFile, "write", refuse)
         with pytest.raises(OSError, match=os.strerror(code)):
             preprocess(tmp_path / "data")
     assert leftovers(tmp_path / "data") == []
@@ -211,14 +209,19 @@ def test_set_made_on_another_file_system_than_it_is_published_on_has_the_same_by
     assert set(contents(disk.path)) == {"scratch/.lock"}
 
 
+@pytest.mark.parametrize("is_seen", [True, False])
 def test_set_that_does_not_fit_where_it_is_published_is_kept_and_the_old_one_too(
-    preprocess, disk_of, tmp_path, contents, leftovers
+    preprocess, disk_of, tmp_path, contents, leftovers, monkeypatch, is_seen
 ):
+    """Whether it is seen beforehand, or another one fills the disk meanwhile."""
+    if not is_seen:
+        monkeypatch.setattr(files, "check_space", lambda *_: None)
     disk = disk_of("size=150k")
     old = disk.path / "images"
     old.mkdir()
     (old / "manifest.json").write_text("the old set")
-    with pytest.raises(OSError, match=REMEDY):
+    refusal = "which are copied, need 0.0 GB" if is_seen else REMEDY
+    with pytest.raises(DatasetError, match=refusal):
         preprocess(disk.path, scratch=tmp_path / "scratch")
     assert contents(disk.path) == {"images/manifest.json": b"the old set"}
     assert len(list(tmp_path.glob("scratch/*/shard-*.arrow"))) == 6
@@ -236,7 +239,7 @@ def no_room(monkeypatch, tmp_path):
 
 def test_too_small_a_disk_is_refused_before_features_are_encoded(encode, monkeypatch, tmp_path):
     no_room(monkeypatch, tmp_path)
-    with pytest.raises(ValueError, match=r"features of 120 images need 0\.0 GB in .*, where 0\.0"):
+    with pytest.raises(ValueError, match=r"120 records of features need 0\.0 GB in .*, where 0\.0"):
         encode(tmp_path)
     assert not list(tmp_path.rglob("*.arrow"))
 
@@ -256,7 +259,7 @@ def test_too_small_a_disk_is_refused_before_latents_are_encoded(shard_set, monke
     )
     latents = LatentsConfig(vae="random", convention="sd", mirrored=False, dtype="float32")
     no_room(monkeypatch, tmp_path)
-    with pytest.raises(ValueError, match=r"latents of 5 images need 0\.0 GB in .*, where 0\.0"):
+    with pytest.raises(ValueError, match=r"5 records of latents need 0\.0 GB in .*, where 0\.0"):
         encode_latents(
             images, latents, vae, DistributedConfig(device="cpu", num_ranks=1), tmp_path / "scratch"
         )

@@ -6,7 +6,6 @@ on the batch; each record holds it as it is and, if wanted, mirrored.
 
 import json
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,17 +18,16 @@ from selfdistill.data.loader import read_ahead
 from selfdistill.data.shard_job import ShardJob
 from selfdistill.data.shard_writer import ShardWriter
 from selfdistill.data.shards import Shards
+from selfdistill.data.tokens import scales_of
 from selfdistill.distributed import World, run_job
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.files import check_space, fingerprint
+from selfdistill.files import fingerprint
 from selfdistill.progress import progress
 
 logger = logging.getLogger(__name__)
 
 Run = Callable[[Path, World], None]
 Encode = Callable[[Tensor], Tensor]
-
-_BYTES_PER_RECORD = 256  # of a shard, beside the record: key, label, padding; generous
 
 
 class Encoding(NamedTuple):
@@ -55,6 +53,7 @@ class Encoding(NamedTuple):
 
 def encoding_job(
     run: Run,
+    what: str,
     images: Shards,
     encoding: Encoding,
     spec: dict[str, Any],
@@ -65,6 +64,7 @@ def encoding_job(
 
     Args:
         run: What a rank does: it calls `encode_share`.
+        what: What is made, for messages.
         images: uint8 images, (H, W, 3) each.
         encoding: What is made of each.
         spec: What `run` needs to know beside, as JSON values.
@@ -76,17 +76,15 @@ def encoding_job(
 
     def make(directory: Path, numbers: Sequence[int]) -> None:
         num_images = sum(images.shard_sizes[shard] for shard in numbers)
-        width = np.dtype(encoding.dtype).itemsize * math.prod(encoding.record_shape)
-        what = f"{run.__module__.split('.')[-2]} of {num_images:,} images"
-        check_space(directory, num_images * (width + _BYTES_PER_RECORD), what)
-        logger.info("Encoding %s in %d shards", what, len(numbers))
+        logger.info("Encoding %d images in %d shards", num_images, len(numbers))
         paths = {"images": str(images.path), "strict": distributed.strict_reads}
         share = {"encoding": encoding._asdict(), "shards": list(numbers)}
         run_job(run, directory, {**paths, **share, **spec}, distributed)
 
     return ShardJob(
         name=fingerprint(layout, origin),
-        num_shards=len(images.header["shards"]),
+        what=f"records of {what}",
+        sizes=images.shard_sizes,
         shape=encoding.record_shape,
         dtype=encoding.dtype,
         make=make,
@@ -112,7 +110,8 @@ def encode_share(spec: Path, world: World, start: Callable[[dict[str, Any], int]
     mine = values["shards"][world.rank :: world.size]
     directory = Path(values["directory"])
     num_images = sum(images.shard_sizes[shard] for shard in mine)
-    with progress("encode", num_images, disable=not world.is_main) as bar:
+    what = "encode" if world.size == 1 else f"encode, rank 0 of {world.size}"
+    with progress(what, num_images, disable=not world.is_main) as bar:
         for shard in mine:
             rows = np.arange(starts[shard], starts[shard + 1])
             encoded = _one_behind(_encoded(images, rows, encode, encoding, world.device))
@@ -120,7 +119,15 @@ def encode_share(spec: Path, world: World, start: Callable[[dict[str, Any], int]
                 for batch in encoded:
                     keys = images.keys_of(batch.indices)
                     labels = images.labels[batch.indices].tolist()
-                    for key, label, record in zip(keys, labels, batch.fetch(), strict=True):
+                    records = batch.fetch()
+                    if not batch.is_finite.all():
+                        first = keys[int(batch.is_finite.int().argmin())]
+                        raise ValueError(
+                            f"{images.path}: what was made of image {first} is not finite, or too "
+                            f"large for {encoding.dtype}: check the network's weights, or keep a "
+                            "wider type"
+                        )
+                    for key, label, record in zip(keys, labels, records, strict=True):
                         writer.append(key, label, record)
                     bar.update(len(keys))
 
@@ -130,6 +137,7 @@ class _Encoded(NamedTuple):
 
     indices: np.ndarray
     records: Tensor
+    is_finite: Tensor  # (n,), bool
     arrival: "torch.cuda.Event | None"  # None: it is there
 
     def fetch(self) -> np.ndarray:
@@ -155,12 +163,25 @@ def _encoded(
         x = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
         ways = (x, x.flip(-1)) if encoding.mirrored else (x,)
         records = torch.stack([encode(way) for way in ways], dim=1)  # (n, 1 or 2, *shape)
+        is_finite = _is_finite(records)
         if device.type == "cpu":
-            yield _Encoded(indices, records, None)
+            yield _Encoded(indices, records, is_finite, None)
             continue
-        host = torch.empty(records.shape, dtype=records.dtype, pin_memory=True)
-        host.copy_(records, non_blocking=True)
-        yield _Encoded(indices, host, torch.cuda.current_stream(device).record_event())
+        records, is_finite = (_fetched(tensor) for tensor in (records, is_finite))
+        arrival = torch.cuda.current_stream(device).record_event()
+        yield _Encoded(indices, records, is_finite, arrival)
+
+
+def _is_finite(records: Tensor) -> Tensor:
+    """Say of each record whether all of it is finite, (n,)."""
+    values = scales_of(records) if records.dtype == torch.int8 else records
+    return values.isfinite().flatten(1).all(1)
+
+
+def _fetched(tensor: Tensor) -> Tensor:
+    """Start to copy a tensor from the GPU."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 def _one_behind(items: Iterator[_Encoded]) -> Iterator[_Encoded]:

@@ -149,39 +149,6 @@ def decoded_pixels(decoded: Tensor, convention: LatentConvention) -> Tensor:
     return levels.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def pack_moments(moments: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bring moments to the type in which they are stored.
-
-    float16 errs by at most 2^-11 = 4.9e-4 of a value from 6.1e-5 up: 0.0078 of a mean near 30,
-    0.002 near 5. A smaller deviation is off by at most 3.0e-8: 0.3 % of 1e-5, and below 10 %
-    down to the smallest that the VAE gives, exp(-15) = 3.1e-7, which stays above zero. So it is
-    the mean that suffers: by less than 0.0015 in a latent of either convention, but that is more
-    than the posterior's deviation where it is small. float32 is exact, at twice the size.
-
-    Args:
-        moments: Means and deviations, float32, (N, 2C, h, w).
-        dtype: float16 or float32.
-
-    Returns:
-        (N, 2C, h, w), of that type.
-
-    Raises:
-        ValueError: If the type is another, or a value is not finite, or too large for it.
-    """
-    if dtype not in (torch.float16, torch.float32):
-        raise ValueError(f"moments are stored as float16 or float32, not as {dtype}")
-    packed = moments.to(dtype)
-    if not bool(packed.isfinite().all()):
-        largest = float(moments.abs().max())
-        remedy = (
-            "the encoder overflowed or its weights are damaged"
-            if dtype == torch.float32 or not bool(moments.isfinite().all())
-            else "store them as float32"
-        )
-        raise ValueError(f"moments up to {largest:g} cannot be stored as {dtype}: {remedy}")
-    return packed
-
-
 def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
     """Return one number a channel, (C, 1, 1), filled on the device, which nothing waits for."""
     return torch.cat([like.new_full((1, 1, 1), value) for value in values])

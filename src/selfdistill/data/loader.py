@@ -108,6 +108,11 @@ class Loader:
                 f"{self.features.path} was made from other images than {self.images.path} holds: "
                 "run the features stage again"
             )
+        if self.teacher is not None and self._holds_latents:
+            raise ValueError(
+                f"{self.images.path} holds latents, of which no teacher makes features: set the "
+                "row's teacher to cached"
+            )
         if len(self.images) == 0:
             raise ValueError(f"{self.images.path} holds no images")
         for shards in (self.features, self.images if self._holds_latents else None):

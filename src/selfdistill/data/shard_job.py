@@ -6,6 +6,7 @@ made; the rest is here.
 
 import itertools
 import logging
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selfdistill.data.shard_writer import finalize
+import numpy as np
+
+from selfdistill.data.shard_writer import finalize, write_header, write_manifest
 from selfdistill.data.shards import (
     HEADER,
     MANIFEST,
@@ -26,12 +29,13 @@ from selfdistill.data.shards import (
     shard_name,
     summary_name,
 )
-from selfdistill.files import DamagedError, atomic_path, job, sha256_of
+from selfdistill.files import DamagedError, atomic_path, check_space, job, sha256_of
 from selfdistill.progress import progress
 
 logger = logging.getLogger(__name__)
 
-_NAMED = 10  # shards in a message
+_NAMED = 10  # files in a message
+_BYTES_BESIDE = 512  # of a record, beside its data, in shard, sidecar and manifest; generous
 
 
 class Fault(NamedTuple):
@@ -54,7 +58,8 @@ class ShardJob:
 
     Attributes:
         name: Fingerprint of all that determines the shards.
-        num_shards: How many there are.
+        what: What they hold, in the plural, for messages.
+        sizes: Records of each shard, at most.
         shape: Shape of one record's tensor.
         dtype: NumPy name of the element type.
         make: Makes the shards with the given numbers in a directory, each whole or not at all; what
@@ -64,46 +69,65 @@ class ShardJob:
     """
 
     name: str
-    num_shards: int
+    what: str
+    sizes: Sequence[int] = field(repr=False)
     shape: Sequence[int]
     dtype: str
     make: Callable[[Path, Sequence[int]], object] = field(repr=False)
     class_names: Sequence[str] = field(repr=False, default=())
     about: dict[str, Any] = field(repr=False, default_factory=dict)
 
-    def build(self, scratch: Path) -> Shards:
+    @property
+    def num_shards(self) -> int:
+        """How many shards there are."""
+        return len(self.sizes)
+
+    def build(self, scratch: Path, place: Path | None = None) -> Shards:
         """Make the shards that are missing in scratch, then the manifest.
 
         Args:
             scratch: Parent of the directory in which they are made.
+            place: Where the set is published; if it is what this job makes, nothing is made.
 
         Returns:
-            The finished set, still in scratch.
+            The finished set, in its place or still in scratch.
 
         Raises:
-            ValueError: If another run is at work in `scratch`.
+            ValueError: If another run is at work in `scratch`, or the disk is too small.
+            DamagedError: If the published set is damaged.
         """
+        if place is not None and self._is_published(place):
+            logger.info("%s holds what would be made", place)
+            return Shards.open(place)
         with job(scratch, self.name) as directory:
             if missing := missing_shards(directory, self.num_shards):
+                self._check_space(directory, missing)
                 self.make(directory, missing)
             return self._finish(directory)
 
-    def build_share(self, scratch: Path, host: int, num_hosts: int) -> None:
+    def build_share(
+        self, scratch: Path, host: int, num_hosts: int, place: Path | None = None
+    ) -> None:
         """Make one host's share of the shards; `build` finishes what all hosts made.
 
         Args:
             scratch: As for `build`, on a file system that all hosts see.
             host: Number of this host, from 0.
             num_hosts: Number of hosts.
+            place: As for `build`.
 
         Raises:
             ValueError: If a run of the whole job is at work in `scratch`, or another one of this
-                share.
+                share, or the disk is too small for the shares of all hosts.
         """
+        if place is not None and self._is_published(place):
+            logger.info("%s holds what would be made", place)
+            return
         first, stop = (i * self.num_shards // num_hosts for i in (host, host + 1))
         with job(scratch, self.name, shared=True) as directory:
             missing = missing_shards(directory, self.num_shards)
             if mine := [shard for shard in missing if first <= shard < stop]:
+                self._check_space(directory, missing)
                 self.make(directory, mine)
             left = len(missing_shards(directory, self.num_shards))
         logger.info(
@@ -120,7 +144,8 @@ class ShardJob:
     def repair(self, place: Path, scratch: Path, num_threads: int) -> Shards:
         """Make what is damaged of a published set anew, and only that.
 
-        A shard that comes out with another sha256 than was noted is not put into place.
+        A shard that comes out with another sha256 than was noted is not put into place, and what
+        the header says of the set's origin stays as it was.
 
         Args:
             place: The set's directory.
@@ -138,33 +163,56 @@ class ShardJob:
         with job(scratch, f"{self.name}.repair") as directory:  # what it makes is not trusted yet
             for leftover in place.glob(".*.tmp"):
                 leftover.unlink()  # of a repair that was killed
-            if faults := find_faults(place, num_threads):
-                self._mend(place, directory, faults)
-            shutil.rmtree(directory)
+            try:
+                if faults := find_faults(place, num_threads):
+                    self._mend(place, directory, faults)
+            finally:
+                shutil.rmtree(directory)
         return Shards.open(place)
 
     def _mend(self, place: Path, directory: Path, faults: Sequence[Fault]) -> None:
         """Make what is damaged anew in a directory, and put it into place if it is what it was."""
-        entries = _entries(place)
-        if len(entries) > self.num_shards or (_header(place) and len(entries) < self.num_shards):
+        header, entries = _header(place), _entries(place)
+        if len(entries) > self.num_shards or (header and len(entries) < self.num_shards):
             raise ValueError(
                 f"{place}: holds {len(entries)} shards, but inputs and parameters give "
                 f"{self.num_shards}; run the stage that makes it anew"
             )
         wanted = {fault.shard for fault in faults if fault.shard is not None}
         wanted |= set(range(len(entries), self.num_shards))
-        missing = missing_shards(directory, self.num_shards)
-        if again := [shard for shard in missing if shard in wanted]:
+        proof: set[int] = set()
+        if header is None and not any(entries.get(shard) for shard in wanted):
+            # One with records has to show that this is the job that made the set.
+            known = {shard: entry["num_records"] for shard, entry in entries.items() if entry}
+            proof = {max(known, key=known.__getitem__, default=0)}
+        if again := sorted(wanted | proof):
+            self._check_space(directory, again)
             self.make(directory, again)
-        for shard in wanted:
+        for shard in again:
             if fault := _difference(directory, shard, entries.get(shard)):
-                shutil.rmtree(directory)
                 raise ValueError(f"{place / shard_name(shard)}: {fault}")
         for shard in wanted:
             for file in (shard_name(shard), summary_name(shard)):
                 _put(directory / file, place / file)
-        if any(fault.shard is None for fault in faults):
+        if header is None:
             self._finish(place)
+        elif any(fault.shard is None for fault in faults):
+            write_manifest(place, self.num_shards)
+            write_header(place, header)
+
+    def _is_published(self, place: Path) -> bool:
+        """Say whether a whole set of this job is in its place.
+
+        Raises:
+            DamagedError: If the header there is damaged.
+        """
+        return (place / HEADER).is_file() and _job(place) == self.name
+
+    def _check_space(self, directory: Path, shards: Sequence[int]) -> None:
+        """Raise ValueError if the disk is too small for some shards."""
+        num_records = sum(self.sizes[shard] for shard in shards)
+        record = math.prod(self.shape) * np.dtype(self.dtype).itemsize + _BYTES_BESIDE
+        check_space(directory, num_records * record, f"{num_records:,} {self.what}")
 
     def _finish(self, directory: Path) -> Shards:
         return finalize(
@@ -174,6 +222,7 @@ class ShardJob:
             dtype=self.dtype,
             class_names=self.class_names,
             about=self.about,
+            job=self.name,
         )
 
 
@@ -270,6 +319,16 @@ def _header(place: Path) -> dict[str, Any] | None:
         if any(place.glob("shard-*.*")):
             return None
         raise
+
+
+def _job(place: Path) -> str | None:
+    """Return the name of the job that made a set; None if it is of another version's format."""
+    try:
+        return str(read_header(place)["job"])
+    except DamagedError:
+        raise
+    except ValueError:
+        return None
 
 
 def _noted(place: Path, shard: int) -> dict[str, Any] | None:

@@ -9,12 +9,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 from selfdistill.data.shards import (
     FORMAT,
@@ -42,6 +39,8 @@ from selfdistill.files import (
 
 _ALIGNMENT = 8  # of buffers in Arrow files, bytes
 _LINES_PER_GROUP = 1 << 16  # of the manifest
+# What is said of a record beside its data, with the Arrow types.
+_LINE = {"key": "string", "label": "int32", "source": "string", "crc32": "uint32"}
 
 
 class ShardWriter:
@@ -63,8 +62,8 @@ class ShardWriter:
         self._target = directory / shard_name(shard)
         self._num_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
         self._data = np.empty((RECORDS_PER_BATCH, self._num_bytes), np.uint8)
-        self._rest: list[tuple[str, int, str, int]] = []  # key, label, source, crc32
-        self._num_records = 0
+        self._lines: dict[str, list[Any]] = {name: [] for name in _LINE}
+        self._num_written = 0
         self._offsets: list[int] = []  # in the file, of the data of each batch
         self._rejects: list[dict[str, Any]] = []
 
@@ -82,10 +81,11 @@ class ShardWriter:
                 f"{key}: record is {record.dtype}{list(record.shape)}, the shard holds "
                 f"{self.dtype}{list(self.shape)}; open the writer with the record's shape and dtype"
             )
-        row = self._data[len(self._rest)]
+        row = self._data[len(self._lines["key"]) - self._num_written]
         row[:] = np.ascontiguousarray(record).reshape(-1).view(np.uint8)
-        self._rest.append((key, label, source, zlib.crc32(row)))
-        if len(self._rest) == RECORDS_PER_BATCH:
+        for name, value in zip(_LINE, (key, label, source, zlib.crc32(row)), strict=True):
+            self._lines[name].append(value)
+        if len(self._lines["key"]) - self._num_written == RECORDS_PER_BATCH:
             self._flush()
 
     def reject(self, key: str, reason: str, label: int = -1, source: str = "") -> None:
@@ -95,12 +95,8 @@ class ShardWriter:
     def __enter__(self) -> Self:
         import pyarrow as pa
 
-        self._schema = pa.schema(
-            [
-                ("key", pa.string()), ("label", pa.int32()), ("source", pa.string()),
-                ("crc32", pa.uint32()), ("data", pa.binary(self._num_bytes)),
-            ]
-        )  # fmt: skip
+        line = [(name, getattr(pa, kind)()) for name, kind in _LINE.items()]
+        self._schema = pa.schema([*line, ("data", pa.binary(self._num_bytes))])
         self._temporary = self._target.with_name(f".{self._target.name}.tmp")
         with naming_full_disk(self._target), ExitStack() as opened:
             self._target.parent.mkdir(parents=True, exist_ok=True)
@@ -134,10 +130,11 @@ class ShardWriter:
         self._sink.sync()
         summary = {
             "file": self._target.name,
-            "num_records": self._num_records,
+            "num_records": self._num_written,
             "bytes": self._sink.tell(),
             "sha256": self._sink.sha256,
             "offsets": self._offsets,
+            "lines": self._lines,
             "rejects": self._rejects,
         }
         write_json(self._target.with_suffix(".json"), checksummed(summary))
@@ -146,22 +143,21 @@ class ShardWriter:
     def _flush(self) -> None:
         import pyarrow as pa
 
-        if not (num := len(self._rest)):
+        first, num = self._num_written, len(self._lines["key"]) - self._num_written
+        if not num:
             return
-        kinds = self._schema.types
         columns = [
-            pa.array(column, type=kind)
-            for column, kind in zip(zip(*self._rest, strict=True), kinds[:-1], strict=True)
+            pa.array(self._lines[name][first:], type=self._schema.field(name).type)
+            for name in _LINE
         ]
-        data = pa.py_buffer(self._data[:num])
-        columns.append(pa.FixedSizeBinaryArray.from_buffers(kinds[-1], num, [None, data]))
+        data, kind = pa.py_buffer(self._data[:num]), self._schema.field("data").type
+        columns.append(pa.FixedSizeBinaryArray.from_buffers(kind, num, [None, data]))
         begun = self._sink.tell()
         with naming_full_disk(self._target):
             self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
         self._offsets.append(self._sink.start_of_last(data.size))
         self._sink.start_writing(begun)
-        self._num_records += num
-        self._rest.clear()
+        self._num_written += num
 
 
 class _HashedFile:
@@ -218,6 +214,7 @@ def finalize(
     dtype: str,
     class_names: Sequence[str] = (),
     about: dict[str, Any] | None = None,
+    job: str = "",
 ) -> Shards:
     """Write the manifest of a directory whose shards are all complete, and open it.
 
@@ -228,6 +225,7 @@ def finalize(
         dtype: NumPy name of the element type.
         class_names: Names in the order of the labels.
         about: Provenance, kept in the header as it is (JSON values).
+        job: Name of the job that made the shards.
 
     Raises:
         ValueError: If a shard is missing or truncated; the message names it.
@@ -237,22 +235,66 @@ def finalize(
             f"{directory}: shards {missing[:10]} are missing; run the stage again, it makes only "
             "those"
         )
-    summaries = [_summary(directory / shard_name(shard)) for shard in range(num_shards)]
-    manifest = directory / MANIFEST
-    _write_manifest(manifest, summaries)
+    entries, num_rejects = write_manifest(directory, num_shards)
     header = {
         "format": FORMAT,
-        "num_records": sum(summary["num_records"] for summary in summaries),
-        "num_rejects": sum(len(summary["rejects"]) for summary in summaries),
+        "num_records": sum(entry["num_records"] for entry in entries),
+        "num_rejects": num_rejects,
         "shape": list(shape),
         "dtype": str(np.dtype(dtype)),
         "class_names": list(class_names),
-        "shards": [entry_of(summary) for summary in summaries],
-        "manifest": {"bytes": manifest.stat().st_size, "sha256": sha256_of(manifest)},
+        "shards": entries,
         "about": json.loads(json.dumps(about or {})),  # as it will be read: lists, not tuples
+        "job": job,
     }
-    write_json(directory / HEADER, checksummed(header))
+    write_header(directory, header)
     return Shards.open(directory)
+
+
+def write_header(directory: Path, header: dict[str, Any]) -> None:
+    """Write the header of a set, whose manifest is written."""
+    manifest = directory / MANIFEST
+    entry = {"bytes": manifest.stat().st_size, "sha256": sha256_of(manifest)}
+    write_json(directory / HEADER, checksummed({**header, "manifest": entry}))
+
+
+def write_manifest(directory: Path, num_shards: int) -> tuple[list[dict[str, Any]], int]:
+    """Write a line for each record and each reject, of what the shards' writers noted.
+
+    Returns:
+        What the header says of each shard, and the number of rejects.
+
+    Raises:
+        DamagedError: If a shard is truncated, or what was noted of it is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    line = [(name, getattr(pa, kind)()) for name, kind in _LINE.items()]
+    places = [("shard", pa.int32()), ("record", pa.int32()), ("reason", pa.string())]
+    schema = pa.schema([*line, *places])
+    entries, num_rejects, pending = [], 0, [schema.empty_table()]
+    with (
+        atomic_path(directory / MANIFEST) as temporary,
+        pq.ParquetWriter(temporary, schema) as writer,
+    ):
+        for number in range(num_shards):
+            summary = _summary(directory / shard_name(number))
+            num = summary["num_records"]
+            lines = {**summary["lines"], "shard": [number] * num, "record": range(num)}
+            rejects = [
+                {**reject, "shard": NOBODY, "record": NOBODY} for reject in summary["rejects"]
+            ]
+            pending.append(pa.table({**lines, "reason": [None] * num}, schema=schema))
+            pending.append(pa.Table.from_pylist(rejects, schema))
+            if sum(map(len, pending)) >= _LINES_PER_GROUP:
+                writer.write_table(pa.concat_tables(pending))
+                pending.clear()
+            entries.append(entry_of(summary))
+            num_rejects += len(rejects)
+        if pending:
+            writer.write_table(pa.concat_tables(pending))
+    return entries, num_rejects
 
 
 def _summary(file: Path) -> dict[str, Any]:
@@ -263,48 +305,3 @@ def _summary(file: Path) -> dict[str, Any]:
             f"{file}: {fault}; delete it and run again: only this shard is made anew"
         )
     return summary
-
-
-def _write_manifest(file: Path, summaries: Sequence[dict[str, Any]]) -> None:
-    """Write a line for each record and each reject, shard by shard."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema(
-        [
-            ("key", pa.string()), ("label", pa.int32()), ("source", pa.string()),
-            ("crc32", pa.uint32()), ("shard", pa.int32()), ("record", pa.int32()),
-            ("reason", pa.string()),
-        ]
-    )  # fmt: skip
-    with atomic_path(file) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        pending: list[pa.Table] = []
-        for number, summary in enumerate(summaries):
-            pending += _manifest_of_shard(file.with_name(summary["file"]), number, summary, schema)
-            if sum(map(len, pending)) >= _LINES_PER_GROUP:
-                writer.write_table(pa.concat_tables(pending))
-                pending.clear()
-        writer.write_table(pa.concat_tables([schema.empty_table(), *pending]))
-
-
-def _manifest_of_shard(
-    shard: Path, number: int, summary: dict[str, Any], schema: "pa.Schema"
-) -> "list[pa.Table]":
-    """Return a line for each record and each reject of a shard."""
-    import pyarrow as pa
-
-    mapped = pa.ipc.open_file(pa.memory_map(str(shard))).read_all()
-    num = len(mapped)
-    columns = {
-        "shard": pa.array(np.full(num, number, np.int32)),
-        "record": pa.array(np.arange(num, dtype=np.int32)),
-        "reason": pa.nulls(num, pa.string()),
-    }
-    empty = mapped.schema.empty_table()  # concatenation copies, and the map can be let go
-    for name in ("key", "label", "source", "crc32"):
-        columns[name] = pa.concat_arrays([*mapped[name].chunks, *empty[name].chunks])
-    rejects = [{**reject, "shard": NOBODY, "record": NOBODY} for reject in summary["rejects"]]
-    return [
-        pa.table([columns[name] for name in schema.names], schema=schema),
-        pa.Table.from_pylist(rejects, schema),
-    ]

@@ -4,7 +4,7 @@ A *shard set* is a directory:
 
     shard-00000.arrow ...   records: key, label (int32), source, crc32, data (fixed-size binary)
     shard-00000.json  ...   what became of the shard's share: num_records, bytes, sha256, offsets of
-                            the data in the file, rejects
+                            the data in the file, lines of the manifest, rejects
     manifest.parquet        key, label, source, crc32, shard, record, reason (null unless rejected)
     manifest.json           the header: shape, dtype, classes, an entry a shard, provenance; last
 
@@ -115,8 +115,10 @@ class Shards:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the shards' sha256 and of what the header says beside."""
-        # Another version of Parquet may write the same manifest in other bytes.
-        return fingerprint({key: self.header[key] for key in self.header if key != "manifest"})
+        # Another version of Parquet may write the same manifest in other bytes, another version of
+        # our code the same shards.
+        beside = ("manifest", "job")
+        return fingerprint({key: self.header[key] for key in self.header if key not in beside})
 
     @cached_property
     def manifest(self) -> "pd.DataFrame":
@@ -133,8 +135,8 @@ class Shards:
         return self._column("crc32").to_numpy()
 
     @cached_property
-    def _keys(self) -> "pa.ChunkedArray":
-        return self._column("key")
+    def _keys(self) -> "pa.Array":
+        return self._column("key").combine_chunks()
 
     def _column(self, name: str) -> "pa.ChunkedArray":
         """Read a column of the manifest, of records only."""
@@ -207,14 +209,27 @@ class Shards:
         return np.cumsum([0, *self.shard_sizes])[:-1].astype(np.int64)
 
     def _map(self, shard: int) -> list[np.ndarray]:
-        """Map the data of a shard, batch by batch; threads that do it at once all do the same."""
+        """Map the data of a shard, batch by batch; threads that do it at once all do the same.
+
+        Raises:
+            DamagedError: If it is not the shard that was there when the set was opened.
+        """
         entry = self.header["shards"][shard]
-        flat = np.memmap(self.path / entry["file"], np.uint8, "r")
-        shape, left, batches = self.shape, entry["num_records"], []
+        path = self.path / entry["file"]
+        try:
+            flat = np.memmap(path, np.uint8, "r")
+            is_same = len(flat) == entry["bytes"] and entry_of(read_checked(_noted(path))) == entry
+        except (OSError, ValueError):
+            is_same = False
+        if not is_same:
+            raise DamagedError(
+                f"{path}: was damaged, removed or replaced since the set was opened; run again, or "
+                f"if that does not help {_REPAIR}"
+            )
+        left, batches = entry["num_records"], []
         for offset in entry["offsets"]:
             num = min(left, RECORDS_PER_BATCH)
-            batch = np.ndarray((num, *shape), self.dtype, flat.data, offset)
-            batches.append(batch)
+            batches.append(np.ndarray((num, *self.shape), self.dtype, flat.data, offset))
             left -= num
         return self._mapped.setdefault(shard, batches)
 
@@ -291,4 +306,9 @@ def length_fault(file: Path, num_bytes: int) -> str | None:
 
 def entry_of(summary: dict[str, Any]) -> dict[str, Any]:
     """Return what the header says of a shard, from what its writer noted."""
-    return {name: value for name, value in summary.items() if name != "rejects"}
+    beside = ("lines", "rejects")
+    return {name: value for name, value in summary.items() if name not in beside}
+
+
+def _noted(shard: Path) -> Path:
+    return shard.with_suffix(".json")

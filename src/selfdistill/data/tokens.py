@@ -32,5 +32,9 @@ def pack_int8(tokens: Tensor) -> Tensor:
 
 def unpack_int8(packed: Tensor) -> Tensor:
     """Return the tokens that `pack_int8` rounded, (..., D), float32."""
-    values, scale = packed[..., :-_SCALE_BYTES], packed[..., -_SCALE_BYTES:]
-    return values.float() * scale.contiguous().view(torch.float32)
+    return packed[..., :-_SCALE_BYTES].float() * scales_of(packed)
+
+
+def scales_of(packed: Tensor) -> Tensor:
+    """Return the scale of each packed token, (..., 1), float32; not finite if the token was not."""
+    return packed[..., -_SCALE_BYTES:].contiguous().view(torch.float32)

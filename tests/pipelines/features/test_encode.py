@@ -4,6 +4,7 @@ import torch
 
 from selfdistill.data.tokens import packed_dim, unpack_int8
 from selfdistill.distributed_config import DistributedConfig
+from selfdistill.files import publish_directory
 from selfdistill.networks.config import FeatureCacheConfig, TeacherConfig
 from selfdistill.networks.dinov3 import Teacher
 from selfdistill.pipelines.features.encode import features_job
@@ -87,6 +88,45 @@ def test_tokens_in_eight_bits_are_off_by_half_a_level_of_their_own_scale(
     off = (unpack_int8(tokens) - exact.float()).abs()
     level = exact.float().abs().amax(-1, keepdim=True) / 127
     assert (off <= 0.51 * level + 4e-3).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_token_that_is_not_finite_is_refused_and_its_image_named(
+    images, teacher, one_rank, tmp_path, monkeypatch, dtype
+):
+    forward = Teacher.forward
+
+    def broken(self, x):
+        tokens = forward(self, x)
+        tokens[min(2, len(tokens) - 1), 1, 3] = torch.nan
+        return tokens
+
+    monkeypatch.setattr(Teacher, "forward", broken)
+    with pytest.raises(ValueError, match="what was made of image 002 is not finite"):
+        encode_images(images, cached(teacher, dtype=dtype), one_rank, tmp_path)
+    assert not list(tmp_path.rglob("*.arrow"))
+
+
+def test_features_that_are_published_are_not_made_again(
+    images, teacher, one_rank, tmp_path, monkeypatch
+):
+    place = tmp_path / "features"
+    publish_directory(encode_images(images, teacher, one_rank, tmp_path / "scratch").path, place)
+    monkeypatch.setattr("selfdistill.data.encoding.run_job", None)
+    job = features_job(images, teacher, one_rank)
+    assert job.build(tmp_path / "scratch", place).path == place
+    job.build_share(tmp_path / "scratch", 0, 2, place)
+    other = features_job(images, cached(teacher, mirrored=False), one_rank)
+    with pytest.raises(TypeError):
+        other.build(tmp_path / "scratch", place)
+
+
+def test_weights_from_a_file_and_the_same_weights_by_name_are_one_job(
+    images, teacher, one_rank, tmp_path
+):
+    torch.save(Teacher(teacher, 16).vit.state_dict(), tmp_path / "weights.pth")
+    file = teacher.model_copy(update={"weights": str(tmp_path / "weights.pth"), "seed": None})
+    assert features_job(images, file, one_rank).name == features_job(images, teacher, one_rank).name
 
 
 def test_other_batch_size_goes_on_with_the_same_job(images, teacher, one_rank):

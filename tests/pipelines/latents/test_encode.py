@@ -5,6 +5,7 @@ import torch
 from selfdistill.data.config import LatentsConfig
 from selfdistill.data.latents import CONVENTIONS
 from selfdistill.data.loader import Loader
+from selfdistill.distributed_config import DistributedConfig
 from selfdistill.networks.config import VAEConfig
 from selfdistill.networks.vae import VAE
 from selfdistill.pipelines.latents.encode import latents_job
@@ -66,6 +67,24 @@ def test_another_convention_is_another_set_because_the_vae_is_fed_otherwise(
     other = latents_job(images, config(convention="edm2"), vae, one_rank).build(tmp_path)
     assert other.about["convention"] == "edm2"
     assert not np.allclose(other.read([0]), latents.read([0]), atol=1e-3)
+
+
+def test_two_ranks_encode_the_same_latents(images, latents, vae, tmp_path):
+    two = DistributedConfig(device="cpu", num_ranks=2)
+    shards = latents_job(images, config(), vae, two).build(tmp_path)
+    rows = np.arange(len(images))
+    np.testing.assert_allclose(shards.read(rows), latents.read(rows), rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_narrow_type_cannot_hold_is_refused_and_named(
+    images, vae, one_rank, tmp_path, monkeypatch
+):
+    from selfdistill.networks.vae import VAE
+
+    encode = VAE.encode
+    monkeypatch.setattr(VAE, "encode", lambda *arguments: encode(*arguments) + 7e4)
+    with pytest.raises(ValueError, match="of image 000 is not finite, or too large for float16"):
+        latents_job(images, config(dtype="float16"), vae, one_rank).build(tmp_path)
 
 
 def test_a_loader_draws_from_what_the_stage_made(latents):

@@ -25,7 +25,7 @@ from selfdistill.data.shards import Shards
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.files import job
 from selfdistill.io.raw_images import RawImagesDataset
-from selfdistill.io.shards import ScratchDataset, ShardsDataset
+from selfdistill.io.shards import PlaceDataset, ScratchDataset, ShardsDataset
 from selfdistill.pipelines.preprocess import create_pipeline
 from selfdistill.pipelines.preprocess import crop as crop_module
 from selfdistill.pipelines.preprocess.nodes import crop_images
@@ -107,7 +107,7 @@ def test_shards_hold_the_cropped_images_in_order(crop, raw):
 
 def test_header_says_how_the_images_were_made(crop, raw):
     about = crop().header["about"]
-    assert about.keys() == {"crop", "resolution", "raw_fingerprint", "pillow_version"}
+    assert about.keys() == {"crop", "resolution", "raw_fingerprint", "decoder"}
     assert about["raw_fingerprint"] == open_reader(raw, "class_folders").fingerprint
 
 
@@ -318,6 +318,7 @@ def test_stage_turns_the_digits_into_shards(tmp_path):
         {
             "raw": RawImagesDataset(path=str(tmp_path / "raw"), layout="class_folders"),
             "images_scratch": ScratchDataset(path=str(tmp_path / "scratch")),
+            "images_place": PlaceDataset(path=str(tmp_path / "images")),
             "images": ShardsDataset(path=str(tmp_path / "images")),
             "params:preprocess": MemoryDataset(
                 config(resolution=32, num_classes=10, shard_size=512, max_reject_share=0.01)

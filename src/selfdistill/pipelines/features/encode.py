@@ -45,14 +45,14 @@ def features_job(images: Shards, config: TeacherConfig, distributed: Distributed
     )
     about = {
         "teacher": {
-            **config.model_dump(mode="json", exclude={"batch_size"}),
+            **config.model_dump(mode="json", exclude={"batch_size", "weights", "seed"}),
             "weights_sha256": teacher.digest(),
         },
         "source": source_fingerprint(*_SOURCES),
         "timm": timm.__version__,
     }
     spec = {"teacher": config.model_dump(mode="json")}
-    return encoding_job(run, images, encoding, spec, about, distributed)
+    return encoding_job(run, "features", images, encoding, spec, about, distributed)
 
 
 def run(spec: Path, world: World) -> None:

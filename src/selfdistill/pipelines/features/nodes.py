@@ -13,7 +13,11 @@ else:  # Kedro reads the hints of the parameters and must be able to resolve all
 
 
 def cache_features(
-    images: Shards, teacher: TeacherConfig, distributed: DistributedConfig, scratch: Path
+    images: Shards,
+    teacher: TeacherConfig,
+    distributed: DistributedConfig,
+    scratch: Path,
+    place: Path | None = None,
 ) -> Shards:
     """Encode each image with the frozen teacher, going on where an earlier run stopped.
 
@@ -22,6 +26,7 @@ def cache_features(
         teacher: The teacher.
         distributed: The machine.
         scratch: Where the unfinished shards are kept.
+        place: Where the features are published; if they are these, nothing is made.
 
     Returns:
         Patch tokens, float16 (O, L, D) or int8 (O, L, D + 4) an image, row by row with the images;
@@ -29,11 +34,15 @@ def cache_features(
     """
     from selfdistill.pipelines.features.encode import features_job
 
-    return features_job(images, teacher, distributed).build(scratch)
+    return features_job(images, teacher, distributed).build(scratch, place)
 
 
 def cache_features_share(
-    images: Shards, teacher: TeacherConfig, distributed: DistributedConfig, scratch: Path
+    images: Shards,
+    teacher: TeacherConfig,
+    distributed: DistributedConfig,
+    scratch: Path,
+    place: Path | None = None,
 ) -> None:
     """Make this host's share of the shards that `cache_features` makes.
 
@@ -42,19 +51,20 @@ def cache_features_share(
         teacher: The teacher.
         distributed: The machine, and which of the hosts it is.
         scratch: Where the unfinished shards are kept, seen by all hosts.
+        place: Where the features are published; if they are these, nothing is made.
     """
     from selfdistill.pipelines.features.encode import features_job
 
     job = features_job(images, teacher, distributed)
-    job.build_share(scratch, distributed.host, distributed.num_hosts)
+    job.build_share(scratch, distributed.host, distributed.num_hosts, place)
 
 
 def repair_features(
     images: Shards,
     teacher: TeacherConfig,
     distributed: DistributedConfig,
-    place: Path,
     scratch: Path,
+    place: Path,
 ) -> None:
     """Make the damaged shards of published features anew; do nothing where there are none.
 
@@ -62,8 +72,8 @@ def repair_features(
         images: The whole images.
         teacher: The teacher.
         distributed: The machine.
-        place: Where the features are published.
         scratch: Where shards are made again.
+        place: Where the features are published.
     """
     from selfdistill.pipelines.features.encode import features_job
 

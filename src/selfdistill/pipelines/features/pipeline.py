@@ -9,6 +9,7 @@ _INPUTS = {
     "teacher": "params:teacher",
     "distributed": "params:distributed",
     "scratch": "features_scratch",
+    "place": "features_place",
 }
 
 
@@ -27,10 +28,10 @@ def create_share_pipeline() -> Pipeline:
 
 
 def create_repair_pipeline() -> Pipeline:
-    """Return the repair of published features, of images that are whole."""
+    """Return the repair of published features; their images must be whole."""
     repair = Node(
         nodes.repair_features,
-        inputs={**_INPUTS, "images": "whole_images", "place": "features_place"},
+        inputs=_INPUTS,
         outputs=None,
         name="repair_features",
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from selfdistill.data.config import LatentsConfig
 from selfdistill.data.encoding import Encoding, encode_share, encoding_job
-from selfdistill.data.latents import CONVENTIONS, pack_moments
+from selfdistill.data.latents import CONVENTIONS
 from selfdistill.data.shard_job import ShardJob
 from selfdistill.data.shards import Shards
 from selfdistill.distributed import World
@@ -55,14 +55,14 @@ def latents_job(
     about = {
         "convention": config.convention,
         "vae": {
-            **vae.model_dump(mode="json", exclude={"batch_size"}),
+            **vae.model_dump(mode="json", include={"downsampling", "latent_channels"}),
             "weights_sha256": network.digest(),
         },
         "source": source_fingerprint(*_SOURCES),
         "diffusers": version("diffusers"),
     }
     spec = {"latents": config.model_dump(mode="json"), "vae": vae.model_dump(mode="json")}
-    return encoding_job(run, images, encoding, spec, about, distributed)
+    return encoding_job(run, "latents", images, encoding, spec, about, distributed)
 
 
 def run(spec: Path, world: World) -> None:
@@ -72,6 +72,6 @@ def run(spec: Path, world: World) -> None:
         config = LatentsConfig.model_validate(values["latents"])
         network = VAE(VAEConfig.model_validate(values["vae"])).to(world.device)
         convention, dtype = CONVENTIONS[config.convention], getattr(torch, config.dtype)
-        return lambda images: pack_moments(network.encode(images, convention), dtype)
+        return lambda images: network.encode(images, convention).to(dtype)
 
     encode_share(spec, world, start)

@@ -19,6 +19,7 @@ def encode_latents(
     vae: VAEConfig,
     distributed: DistributedConfig,
     scratch: Path,
+    place: Path | None = None,
 ) -> Shards:
     """Encode each image with the frozen VAE, going on where an earlier run stopped.
 
@@ -28,6 +29,7 @@ def encode_latents(
         vae: The VAE.
         distributed: The machine.
         scratch: Where the unfinished shards are kept.
+        place: Where the latents are published; if they are these, nothing is made.
 
     Returns:
         Means and standard deviations of the latents, not scaled, (O, 2C, h, w) an image, row by
@@ -35,7 +37,7 @@ def encode_latents(
     """
     from selfdistill.pipelines.latents.encode import latents_job
 
-    return latents_job(images, latents, vae, distributed).build(scratch)
+    return latents_job(images, latents, vae, distributed).build(scratch, place)
 
 
 def encode_latents_share(
@@ -44,6 +46,7 @@ def encode_latents_share(
     vae: VAEConfig,
     distributed: DistributedConfig,
     scratch: Path,
+    place: Path | None = None,
 ) -> None:
     """Make this host's share of the shards that `encode_latents` makes.
 
@@ -53,11 +56,12 @@ def encode_latents_share(
         vae: The VAE.
         distributed: The machine, and which of the hosts it is.
         scratch: Where the unfinished shards are kept, seen by all hosts.
+        place: Where the latents are published; if they are these, nothing is made.
     """
     from selfdistill.pipelines.latents.encode import latents_job
 
     job = latents_job(images, latents, vae, distributed)
-    job.build_share(scratch, distributed.host, distributed.num_hosts)
+    job.build_share(scratch, distributed.host, distributed.num_hosts, place)
 
 
 def repair_latents(
@@ -65,8 +69,8 @@ def repair_latents(
     latents: LatentsConfig,
     vae: VAEConfig,
     distributed: DistributedConfig,
-    place: Path,
     scratch: Path,
+    place: Path,
 ) -> None:
     """Make the damaged shards of published latents anew; do nothing where there are none.
 
@@ -75,8 +79,8 @@ def repair_latents(
         latents: The parameters that they were made with.
         vae: The VAE.
         distributed: The machine.
-        place: Where the latents are published.
         scratch: Where shards are made again.
+        place: Where the latents are published.
     """
     from selfdistill.pipelines.latents.encode import latents_job
 

@@ -10,6 +10,7 @@ _INPUTS = {
     "vae": "params:vae",
     "distributed": "params:distributed",
     "scratch": "latents_scratch",
+    "place": "latents_place",
 }
 
 
@@ -28,10 +29,10 @@ def create_share_pipeline() -> Pipeline:
 
 
 def create_repair_pipeline() -> Pipeline:
-    """Return the repair of published latents, of images that are whole."""
+    """Return the repair of published latents; their images must be whole."""
     repair = Node(
         nodes.repair_latents,
-        inputs={**_INPUTS, "images": "whole_images", "place": "latents_place"},
+        inputs=_INPUTS,
         outputs=None,
         name="repair_latents",
     )

@@ -20,14 +20,13 @@ from selfdistill.data.raw import Reader
 from selfdistill.data.shard_job import ShardJob
 from selfdistill.data.shard_writer import ShardWriter
 from selfdistill.data.shards import Shards
-from selfdistill.files import check_space, fingerprint, source_fingerprint
+from selfdistill.files import fingerprint, source_fingerprint
 from selfdistill.pipelines.preprocess.pool import work_off
 from selfdistill.progress import progress
 
 logger = logging.getLogger(__name__)
 
 _DECODER = f"Pillow {PIL.__version__.partition('.')[0]}"  # its pixels may change with the major
-_BYTES_PER_RECORD = 512  # of a shard, beside the pixels: key, label, source, padding; generous
 _REJECTS_NAMED = 5
 
 
@@ -53,7 +52,11 @@ def crop_job(raw: Reader, config: PreprocessConfig, num_workers: int) -> ShardJo
             source_fingerprint("data/crops.py"),
             _DECODER,
         ),
-        num_shards=-(-len(raw) // config.shard_size),
+        what=f"images of {side} x {side}",
+        sizes=[
+            min(config.shard_size, len(raw) - first)
+            for first in range(0, len(raw), config.shard_size)
+        ],
         shape=(side, side, 3),
         dtype="uint8",
         make=partial(_make_shards, raw=raw, config=config, num_workers=num_workers),
@@ -62,7 +65,7 @@ def crop_job(raw: Reader, config: PreprocessConfig, num_workers: int) -> ShardJo
             "crop": config.crop,
             "resolution": side,
             "raw_fingerprint": raw.fingerprint,
-            "pillow_version": PIL.__version__,
+            "decoder": _DECODER,
         },
     )
 
@@ -111,13 +114,10 @@ def _make_shards(
     """Make some shards and show how far it is.
 
     Raises:
-        ValueError: If the disk is too small.
         OSError: If a raw image cannot be read.
     """
     size, side = config.shard_size, config.resolution
     sizes = [min((shard + 1) * size, len(raw)) - shard * size for shard in numbers]
-    needed = sum(sizes) * (3 * side**2 + _BYTES_PER_RECORD)
-    check_space(directory, needed, f"{sum(sizes):,} images of {side} x {side}")
     logger.info(
         "Cropping %d images to %d x %d, from shard %d on, in %s",
         sum(sizes),

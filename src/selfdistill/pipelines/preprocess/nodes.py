@@ -21,7 +21,11 @@ def write_digits() -> Iterable[tuple[str, bytes]]:
 
 
 def crop_images(
-    raw: Reader, preprocess: PreprocessConfig, distributed: DistributedConfig, scratch: Path
+    raw: Reader,
+    preprocess: PreprocessConfig,
+    distributed: DistributedConfig,
+    scratch: Path,
+    place: Path | None = None,
 ) -> Shards:
     """Crop every raw image to a square and pack them, going on where an earlier run stopped.
 
@@ -30,19 +34,24 @@ def crop_images(
         preprocess: Crop, resolution, shard size and what is expected of the raw images.
         distributed: How many processes share the work.
         scratch: Where the unfinished shards are kept.
+        place: Where the images are published; if they are these, nothing is made.
 
     Returns:
         uint8 images, (H, W, 3) each, in the order of the raw images.
     """
     from selfdistill.pipelines.preprocess.crop import check_rejects, crop_job
 
-    shards = crop_job(raw, preprocess, distributed.num_workers).build(scratch)
+    shards = crop_job(raw, preprocess, distributed.num_workers).build(scratch, place)
     check_rejects(shards, preprocess.max_reject_share)
     return shards
 
 
 def crop_images_share(
-    raw: Reader, preprocess: PreprocessConfig, distributed: DistributedConfig, scratch: Path
+    raw: Reader,
+    preprocess: PreprocessConfig,
+    distributed: DistributedConfig,
+    scratch: Path,
+    place: Path | None = None,
 ) -> None:
     """Make this host's share of the shards that `crop_images` makes.
 
@@ -51,19 +60,20 @@ def crop_images_share(
         preprocess: Crop, resolution, shard size and what is expected of the raw images.
         distributed: How many processes share the work, and which of the hosts this is.
         scratch: Where the unfinished shards are kept, seen by all hosts.
+        place: Where the images are published; if they are these, nothing is made.
     """
     from selfdistill.pipelines.preprocess.crop import crop_job
 
     job = crop_job(raw, preprocess, distributed.num_workers)
-    job.build_share(scratch, distributed.host, distributed.num_hosts)
+    job.build_share(scratch, distributed.host, distributed.num_hosts, place)
 
 
 def repair_images(
     raw: Reader,
     preprocess: PreprocessConfig,
     distributed: DistributedConfig,
-    place: Path,
     scratch: Path,
+    place: Path,
 ) -> Shards:
     """Make the damaged shards of published images anew, and only those.
 
@@ -71,8 +81,8 @@ def repair_images(
         raw: The raw images that they were made of.
         preprocess: The parameters that they were made with.
         distributed: How many processes share the work.
-        place: Where the images are published.
         scratch: Where shards are made again.
+        place: Where the images are published.
 
     Returns:
         The whole images, in their place.

@@ -11,6 +11,7 @@ _INPUTS = {
     "preprocess": "params:preprocess",
     "distributed": "params:distributed",
     "scratch": "images_scratch",
+    "place": "images_place",
 }
 
 
@@ -37,7 +38,7 @@ def create_repair_pipeline() -> Pipeline:
     """Return the repair of published images."""
     repair = Node(
         nodes.repair_images,
-        inputs={**_INPUTS, "place": "images_place"},
+        inputs=_INPUTS,
         outputs="whole_images",
         name="repair_images",
     )

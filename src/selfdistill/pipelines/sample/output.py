@@ -93,7 +93,11 @@ def make_shards(
 
     return ShardJob(
         name=fingerprint(output.settings, checkpoint.about["sha256"], code),
-        num_shards=-(-output.num_images // output.shard_size),
+        what="images",
+        sizes=[
+            min(output.shard_size, output.num_images - first)
+            for first in range(0, output.num_images, output.shard_size)
+        ],
         shape=(side, side, 3),
         dtype="uint8",
         make=make,

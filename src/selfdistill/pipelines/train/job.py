@@ -159,7 +159,7 @@ def _check_features(features: Shards, network: NetworkConfig) -> None:
 
 def _identity(config: TeacherConfig, images: Shards) -> dict[str, Any]:
     """Return all that determines the tokens of a teacher that is at work while training."""
-    said = config.model_dump(mode="json", exclude={"batch_size", "cache"})
+    said = config.model_dump(mode="json", exclude={"batch_size", "cache", "weights", "seed"})
     return {
         **said,
         "weights_sha256": Teacher(config, images.shape[0]).digest(),
