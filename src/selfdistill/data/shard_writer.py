@@ -38,7 +38,7 @@ from selfdistill.files import (
 )
 
 _ALIGNMENT = 8  # of buffers in Arrow files, bytes
-_LINES_PER_GROUP = 1 << 16  # of the manifest
+_LINES_PER_GROUP = 1 << 14  # of the manifest
 # What is said of a record beside its data, with the Arrow types.
 _LINE = {"key": "string", "label": "int32", "source": "string", "crc32": "uint32"}
 

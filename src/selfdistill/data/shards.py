@@ -17,12 +17,13 @@ and all else from the manifest, so no damage to what frames the data can lead a 
 """
 
 import json
+import mmap
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -54,6 +55,24 @@ def missing_shards(directory: Path, num_shards: int) -> list[int]:
     return [shard for shard in range(num_shards) if not (directory / shard_name(shard)).is_file()]
 
 
+class _Mapped(NamedTuple):
+    """A shard in memory."""
+
+    pages: mmap.mmap
+    offsets: list[int]  # of the data of each batch
+    batches: list[np.ndarray]  # (n, *shape) each
+
+    def prefetch(self, batch: int, row: int, part: int | None) -> None:
+        """Let the kernel read a record, or one entry of its first axis, beside other things."""
+        record = self.batches[batch][row]
+        start, size = self.offsets[batch] + row * record.nbytes, record.nbytes
+        if part is not None:
+            size //= len(record)
+            start += part * size
+        begin = start - start % mmap.PAGESIZE
+        self.pages.madvise(mmap.MADV_WILLNEED, begin, start + size - begin)
+
+
 @dataclass(frozen=True)
 class Shards:
     """A finished shard set: a handle that is cheap to pass around and to pickle.
@@ -67,7 +86,7 @@ class Shards:
     path: Path
     header: dict[str, Any] = field(repr=False)
     strict: bool = False
-    _mapped: dict[int, list[np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+    _mapped: dict[int, "_Mapped"] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Path, *, strict: bool = False) -> Self:
@@ -194,9 +213,13 @@ class Shards:
         out = np.empty((len(wanted), *shape), self.dtype) if out is None else out
         shards = np.searchsorted(self._starts, wanted, side="right") - 1
         batches, rows = np.divmod(wanted - self._starts[shards], RECORDS_PER_BATCH)
-        places = zip(shards.tolist(), batches.tolist(), rows.tolist(), strict=True)
+        places = list(zip(shards.tolist(), batches.tolist(), rows.tolist(), strict=True))
         for position, (shard, batch, row) in enumerate(places):
-            record = (self._mapped.get(shard) or self._map(shard))[batch][row]
+            # All are asked for before the first is waited for.
+            part = None if parts is None or self.strict else int(parts[position])
+            (self._mapped.get(shard) or self._map(shard)).prefetch(batch, row, part)
+        for position, (shard, batch, row) in enumerate(places):
+            record = self._mapped[shard].batches[batch][row]
             if self.strict and zlib.crc32(record) != self._crc32[wanted[position]]:
                 key = self.keys_of(wanted[[position]])[0]
                 file = self.path / shard_name(shard)
@@ -208,7 +231,7 @@ class Shards:
     def _starts(self) -> np.ndarray:
         return np.cumsum([0, *self.shard_sizes])[:-1].astype(np.int64)
 
-    def _map(self, shard: int) -> list[np.ndarray]:
+    def _map(self, shard: int) -> "_Mapped":
         """Map the data of a shard, batch by batch; threads that do it at once all do the same.
 
         Raises:
@@ -217,8 +240,9 @@ class Shards:
         entry = self.header["shards"][shard]
         path = self.path / entry["file"]
         try:
-            flat = np.memmap(path, np.uint8, "r")
-            is_same = len(flat) == entry["bytes"] and entry_of(read_checked(_noted(path))) == entry
+            with path.open("rb") as file:
+                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            is_same = len(pages) == entry["bytes"] and entry_of(read_checked(_noted(path))) == entry
         except (OSError, ValueError):
             is_same = False
         if not is_same:
@@ -229,9 +253,9 @@ class Shards:
         left, batches = entry["num_records"], []
         for offset in entry["offsets"]:
             num = min(left, RECORDS_PER_BATCH)
-            batches.append(np.ndarray((num, *self.shape), self.dtype, flat.data, offset))
+            batches.append(np.ndarray((num, *self.shape), self.dtype, pages, offset))
             left -= num
-        return self._mapped.setdefault(shard, batches)
+        return self._mapped.setdefault(shard, _Mapped(pages, entry["offsets"], batches))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "header": self.header, "strict": self.strict, "_mapped": {}}
