@@ -197,7 +197,7 @@ def _as_raised(rank: int, report: str | dict[str, Any]) -> Exception:
     name, separator, text = message.partition(": ")
     kind = DamagedError if name == "DamagedError" else getattr(builtins, name, None)
     if separator and isinstance(kind, type) and issubclass(kind, _KINDS):
-        return kind(text)
+        return ValueError(text) if issubclass(kind, UnicodeError) else kind(text)
     return RuntimeError(f"rank {rank} failed: {message}")
 
 

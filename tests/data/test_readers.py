@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from selfdistill.data.crops import adm_center_crop, decode_rgb
-from selfdistill.data.file_reader import FileReader, _class_images, _Member
+from selfdistill.data.file_reader import FileReader, _class_images, _Member, scan_class_folders
 from selfdistill.data.raw import RawImage, Reader
 from selfdistill.data.readers import open_reader
 
@@ -442,3 +442,13 @@ def test_unknown_layout_is_refused(tmp_path):
 def test_split_is_refused_where_there_are_none(folders):
     with pytest.raises(ValueError, match="has no splits"):
         open_reader(folders, "class_folders", "train")
+
+
+def test_a_name_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "class_0").mkdir()
+    try:
+        (tmp_path / "class_0" / "bad\udcff.png").write_bytes(b"")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes text only")
+    with pytest.raises(ValueError, match=r"bad\\udcff\.png' is not UTF-8; rename the file"):
+        scan_class_folders(tmp_path)

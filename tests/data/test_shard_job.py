@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +103,7 @@ def test_shares_in_any_order_make_every_shard_once(tmp_path_factory, num_shards,
 def test_share_says_what_is_left_to_others(seven, tmp_path, caplog):
     caplog.set_level("INFO")
     seven.build_share(tmp_path, 1, 2)
-    assert "Host 1 of 2: shards 3 to 6 are made. 3 of 7 are left to other hosts" in caplog.text
+    assert "Host 1 of 2: its 4 shards are made. 3 of 7 are left to other hosts" in caplog.text
     seven.build_share(tmp_path, 0, 2)
     assert "the run without a share makes the manifest" in caplog.text
 
@@ -210,7 +211,9 @@ def test_repair_by_a_job_of_another_number_of_shards_is_refused(
 ):
     damage(place / shard_name(1))
     damaged = contents(place)
-    with pytest.raises(ValueError, match=rf"holds 7 shards, but .* give {num_shards}; run the st"):
+    with pytest.raises(
+        ValueError, match=rf"holds 7 shards, but .* give {num_shards}; delete it and run the st"
+    ):
         replace(seven, sizes=[4] * num_shards).repair(place, tmp_path / "scratch", 1)
     assert contents(place) == damaged
     assert maker.made == []
@@ -293,3 +296,33 @@ def test_each_host_asks_for_the_room_of_all_shares(seven, tmp_path, monkeypatch)
     assert len(asked) == 1
     assert asked[0][1] == "28 numbers"
     assert asked[0][0] >= 28 * int(np.prod(SHAPE))
+
+
+def test_way_out_of_a_refused_repair_leads_to_a_whole_set(seven, maker, place, tmp_path):
+    """Of a set that was made on another device, say: equal by name, and not by bytes."""
+    scratch = tmp_path / "scratch"
+    (place / shard_name(4)).write_bytes(b"damaged")
+    maker.offset = 1
+    with pytest.raises(DamagedError, match=r"run the repair pipeline .* or delete the set"):
+        seven.build(scratch, place)
+    with pytest.raises(
+        ValueError, match=rf"differ from those .*; delete {place} and run its stage"
+    ):
+        seven.repair(place, scratch, 1)
+    shutil.rmtree(place)
+    publish_directory(seven.build(scratch, place).path, place)
+    verify([place], 1)
+
+
+def test_stray_files_do_not_hinder_a_repair(seven, place, tmp_path):
+    (place / "manifest.json").write_bytes(b"damaged")
+    (place / "shard-00001.arrow.bak").write_bytes(b"a copy")
+    (place / "shard-00001 (copy).arrow").write_bytes(b"a copy")
+    seven.repair(place, tmp_path / "scratch", 1)
+    verify([place], 1)
+
+
+def test_set_without_a_sidecar_does_not_open(place):
+    (place / "shard-00002.json").unlink()
+    with pytest.raises(DamagedError, match=r"shard-00002\.json: is missing"):
+        Shards.open(place)

@@ -86,7 +86,7 @@ class FileReader:
         return cls(
             root,
             class_names,
-            pa.concat_arrays([pa.array(each.keys, pa.string()) for each in images]),
+            pa.concat_arrays([_as_text(root, each.keys) for each in images]),
             np.repeat(np.arange(len(images), dtype=np.int32), counts),
             np.concatenate([each.offsets for each in images]),
             np.concatenate([each.sizes for each in images]),
@@ -142,6 +142,24 @@ class FileReader:
             return self.archives[self.labels[index]]
         file: str = self.keys[index].as_py()
         return file
+
+
+def _as_text(root: Path, keys: list[str]) -> "pa.StringArray":
+    """Return names as an Arrow array; ValueError names the first that is no text."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(keys, pa.string())
+    except UnicodeEncodeError as error:
+        key = next(key for key in keys if not _is_text(key))
+        raise ValueError(f"{root}: the name {key!r} is not UTF-8; rename the file") from error
+
+
+def _is_text(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def scan_class_folders(root: Path) -> FileReader:

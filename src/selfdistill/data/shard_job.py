@@ -7,6 +7,7 @@ made; the rest is here.
 import itertools
 import logging
 import math
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -117,8 +118,8 @@ class ShardJob:
             place: As for `build`.
 
         Raises:
-            ValueError: If a run of the whole job is at work in `scratch`, or another one of this
-                share, or the disk is too small for the shares of all hosts.
+            ValueError: If a run of the whole job is at work in `scratch`, or the disk is too small
+                for the shares of all hosts.
         """
         if place is not None and self._is_published(place):
             logger.info("%s holds what would be made", place)
@@ -131,11 +132,10 @@ class ShardJob:
                 self.make(directory, mine)
             left = len(missing_shards(directory, self.num_shards))
         logger.info(
-            "Host %d of %d: shards %d to %d are made. %s",
+            "Host %d of %d: its %d shards are made. %s",
             host,
             num_hosts,
-            first,
-            stop - 1,
+            stop - first,
             f"{left} of {self.num_shards} are left to other hosts"
             if left
             else "All are: the run without a share makes the manifest and publishes them",
@@ -176,21 +176,23 @@ class ShardJob:
         if len(entries) > self.num_shards or (header and len(entries) < self.num_shards):
             raise ValueError(
                 f"{place}: holds {len(entries)} shards, but inputs and parameters give "
-                f"{self.num_shards}; run the stage that makes it anew"
+                f"{self.num_shards}; delete it and run the stage that makes it"
             )
         wanted = {fault.shard for fault in faults if fault.shard is not None}
         wanted |= set(range(len(entries), self.num_shards))
         proof: set[int] = set()
-        if header is None and not any(entries.get(shard) for shard in wanted):
+        known = {shard: entry["num_records"] for shard, entry in entries.items() if entry}
+        if header is None and not any(known.get(shard) for shard in wanted):
             # One with records has to show that this is the job that made the set.
-            known = {shard: entry["num_records"] for shard, entry in entries.items() if entry}
             proof = {max(known, key=known.__getitem__, default=0)}
         if again := sorted(wanted | proof):
             self._check_space(directory, again)
             self.make(directory, again)
         for shard in again:
             if fault := _difference(directory, shard, entries.get(shard)):
-                raise ValueError(f"{place / shard_name(shard)}: {fault}")
+                raise ValueError(
+                    f"{place / shard_name(shard)}: {fault}; delete {place} and run its stage"
+                )
         for shard in wanted:
             for file in (shard_name(shard), summary_name(shard)):
                 _put(directory / file, place / file)
@@ -280,6 +282,9 @@ def verify(places: Sequence[Path], num_threads: int) -> None:
         raise FileNotFoundError(
             f"nothing to verify: no set at {', '.join(map(str, places))}; run preprocess first"
         )
+    for place in places:
+        if place not in present:
+            logger.warning("%s: no set here, passed over", place)
     faults = {place: find_faults(place, num_threads) for place in present}
     if num := sum(map(len, faults.values())):
         damaged = [_describe(place, found) for place, found in faults.items() if found]
@@ -300,7 +305,8 @@ def _entries(place: Path) -> dict[int, dict[str, Any] | None]:
     """Return what was noted of each shard; None where that is lost."""
     if header := _header(place):
         return dict(enumerate(header["shards"]))
-    numbers = [int(file.stem.rpartition("-")[2]) for file in place.glob("shard-*.*")]
+    names = (re.fullmatch(r"shard-(\d+)\.(arrow|json)", file.name) for file in place.iterdir())
+    numbers = [int(match[1]) for match in names if match]
     return {shard: _noted(place, shard) for shard in range(max(numbers, default=-1) + 1)}
 
 
@@ -367,8 +373,7 @@ def _difference(directory: Path, shard: int, expected: dict[str, Any] | None) ->
         return None
     return (
         f"made again, it is another one (sha256 {made['sha256']} instead of {expected['sha256']}): "
-        "inputs, versions or the kind of device differ from those that made the set; run its stage "
-        "anew"
+        "inputs, versions, batch size or the kind of device differ from those that made the set"
     )
 
 

@@ -42,7 +42,7 @@ RECORDS_PER_BATCH = 64
 HEADER, MANIFEST = "manifest.json", "manifest.parquet"
 _CHECKSUM = "checksum"  # key of a JSON file's checksum of the rest of it
 NOBODY = -1  # shard and record of a reject
-_REPAIR = "run the repair pipeline of its dataset, or the stage that makes it"
+_REPAIR = "run the repair pipeline of its dataset, or delete the set and run its stage"
 
 
 def shard_name(shard: int) -> str:
@@ -99,8 +99,11 @@ class Shards:
         """
         shards = cls(path, read_header(path), strict)
         for entry in shards.header["shards"]:
-            if fault := length_fault(path / entry["file"], entry["bytes"]):
-                raise DamagedError(f"{path / entry['file']}: {fault}; {_REPAIR}")
+            file = path / entry["file"]
+            if fault := length_fault(file, entry["bytes"]):
+                raise DamagedError(f"{file}: {fault}; {_REPAIR}")
+            if not _noted(file).is_file():
+                raise DamagedError(f"{_noted(file)}: is missing; {_REPAIR}")
         return shards
 
     def __len__(self) -> int:
