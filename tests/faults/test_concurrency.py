@@ -1,13 +1,15 @@
 """Two runs at once on one output: one of them works, or both do, and no byte differs."""
 
+import os
 import shutil
+import signal
 from contextlib import suppress
 
 import pytest
 
 from selfdistill.data.readers import open_reader
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.files import publish_directory
+from selfdistill.files import job, publish_directory
 from selfdistill.pipelines.preprocess.nodes import crop_images
 
 
@@ -46,9 +48,10 @@ def test_second_run_is_refused_at_once_and_the_first_is_unharmed(
 ):
     first = server.start(**run_of("one"))
     first.wait_or_end(any_shard(tmp_path, "one"))
+    os.kill(first.pid, signal.SIGSTOP)  # so that it does not end before the second begins
     second = server.start(**run_of("one"))
     assert second.wait() == 1
-    assert first.runs, first.log
+    os.kill(first.pid, signal.SIGCONT)
     assert second.error.startswith("ValueError: another run is at work in")
     assert "wait for it to end, or end it" in second.error
     assert first.wait() == 0, first.log
@@ -63,12 +66,6 @@ def test_two_shares_work_beside_each_other_and_the_whole_run_finds_all_made(
     shares = [
         server.start(**run_of("one", "share_images", host=host, num_hosts=2)) for host in (0, 1)
     ]
-    for share in shares:
-        share.wait_or_end(any_shard(tmp_path, "one"))
-    assert all(share.runs for share in shares)
-    whole = server.start(**run_of("one"))  # while they are at work
-    assert whole.wait() == 1
-    assert whole.error.startswith("ValueError: another run is at work in")
     assert [share.wait() for share in shares] == [0, 0]
     made = {path.name: path.stat() for path in tmp_path.glob("one/scratch/images/*/*.arrow")}
     assert len(made) == 20
@@ -81,13 +78,13 @@ def test_two_shares_work_beside_each_other_and_the_whole_run_finds_all_made(
         assert (found.st_ino, found.st_mtime_ns) == (state.st_ino, state.st_mtime_ns)
 
 
-def test_share_is_refused_while_the_whole_run_is_at_work(server, run_of, tmp_path):
-    whole = server.start(**run_of("one"))
-    whole.wait_or_end(any_shard(tmp_path, "one"))
-    share = server.start(**run_of("one", "share_images", host=1, num_hosts=2))
-    assert share.wait() == 1
-    assert share.error.startswith("ValueError: another run is at work in")
-    assert whole.wait() == 0, whole.log
+def test_the_whole_run_and_a_share_refuse_each_other(server, run_of, tmp_path):
+    share = run_of("one", "share_images", host=1, num_hosts=2)
+    for at_work, other in (({"shared": True}, run_of("one")), ({}, share)):
+        with job(tmp_path / "one" / "scratch" / "images", "at-work", **at_work):
+            refused = server.start(**other)
+            assert refused.wait() == 1
+            assert refused.error.startswith("ValueError: another run is at work in")
 
 
 def test_same_share_twice_at_once_harms_nothing(server, run_of, tmp_path, contents, leftovers):
