@@ -308,3 +308,19 @@ def disk_of(tmp_path: Path) -> Iterator[Callable[[str], Disk]]:
     yield mounted
     for disk in disks:
         disk.unmount()
+
+
+@pytest.fixture
+def run_of(slow_raw, slow_crop, tmp_path):
+    """Request a preprocess run below a folder."""
+
+    def request(name: str, stage: str = "images", **machine: Any) -> dict[str, Any]:
+        return {
+            "stage": stage,
+            "data": str(tmp_path / name),
+            "raw": str(slow_raw),
+            "config": slow_crop.model_dump(mode="json"),
+            "machine": {"num_workers": 2, **machine},
+        }
+
+    return request

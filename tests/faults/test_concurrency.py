@@ -14,20 +14,6 @@ from selfdistill.pipelines.preprocess.nodes import crop_images
 
 
 @pytest.fixture
-def run_of(slow_raw, slow_crop, tmp_path):
-    def request(name, stage="images", **machine):
-        return {
-            "stage": stage,
-            "data": str(tmp_path / name),
-            "raw": str(slow_raw),
-            "config": slow_crop.model_dump(mode="json"),
-            "machine": {"num_workers": 1, **machine},
-        }
-
-    return request
-
-
-@pytest.fixture
 def crop_here(raw, crop, tmp_path):
     """Crop the small images in this process, not yet published."""
 

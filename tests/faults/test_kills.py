@@ -16,22 +16,6 @@ _LAG = 0.01  # seconds: a disk on which each flush and rename lasts
 
 
 @pytest.fixture
-def run_of(server, slow_raw, slow_crop, tmp_path):
-    """Request a preprocess run below a folder."""
-
-    def request(name, stage="images", **machine):
-        return {
-            "stage": stage,
-            "data": str(tmp_path / name),
-            "raw": str(slow_raw),
-            "config": slow_crop.model_dump(mode="json"),
-            "machine": {"num_workers": 2, **machine},
-        }
-
-    return request
-
-
-@pytest.fixture
 def encode_of(teacher, tmp_path, shard_set):
     """Request a features run below a folder; 20 shards of 8 images, one by one."""
     rows = np.random.default_rng(0).integers(0, 256, (160, 16, 16, 3), dtype=np.uint8)
