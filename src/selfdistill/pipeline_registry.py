@@ -39,9 +39,10 @@ def register_pipelines() -> dict[str, Pipeline]:
         `<row>`: from raw images to the row's metrics, its paper's tables and its release;
         `<stage>`: that stage for all lines of the tables; `<study>`: all cases of a study and
         their figure; `sweep_<row>`: what the row's guidance is picked from, of its checkpoint as it
-        stands; `<stage>_<dataset>` for preprocess, features and latents, `share_` in front of it
-        for one host's share; `verify_<dataset>` and `repair_<dataset>`; `compare`: the metrics of
-        images that a user brings; `__default__`: all lines of the tables.
+        stands; `<stage>_<dataset>` for preprocess, features and latents, with `share_` in front of
+        it for one host's share, with `repair_` for what is damaged; `verify_<dataset>` and
+        `repair_<dataset>` for all its sets; `compare`: the metrics of images that a user brings;
+        `__default__`: all lines of the tables.
     """
     config = ProjectConfig.from_parameters(_config_loader()["parameters"])
     _check_names(config)

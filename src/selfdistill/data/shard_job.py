@@ -172,7 +172,8 @@ class ShardJob:
 
     def _mend(self, place: Path, directory: Path, faults: Sequence[Fault]) -> None:
         """Make what is damaged anew in a directory, and put it into place if it is what it was."""
-        header, entries = _header(place), _entries(place)
+        header = _header(place)
+        entries = _entries(place, header)
         if len(entries) > self.num_shards or (header and len(entries) < self.num_shards):
             raise ValueError(
                 f"{place}: holds {len(entries)} shards, but inputs and parameters give "
@@ -242,7 +243,8 @@ def find_faults(place: Path, num_threads: int) -> list[Fault]:
         FileNotFoundError: If there is no shard set at `place`.
         ValueError: If it is of another version's format.
     """
-    header, entries, faults = _header(place), _entries(place), []
+    header, faults = _header(place), []
+    entries = _entries(place, header)
     if header is None:
         faults.append(Fault(HEADER, "is missing or damaged", None))
     elif fault := _content_fault(place / MANIFEST, header["manifest"]):
@@ -301,9 +303,9 @@ def _describe(place: Path, faults: Sequence[Fault]) -> str:
     return "".join(f"\n  {line}" for line in [*lines, *more])
 
 
-def _entries(place: Path) -> dict[int, dict[str, Any] | None]:
-    """Return what was noted of each shard; None where that is lost."""
-    if header := _header(place):
+def _entries(place: Path, header: dict[str, Any] | None) -> dict[int, dict[str, Any] | None]:
+    """Return what was noted of each shard, in the header if it is whole; None where it is lost."""
+    if header:
         return dict(enumerate(header["shards"]))
     names = (re.fullmatch(r"shard-(\d+)\.(arrow|json)", file.name) for file in place.iterdir())
     numbers = [int(match[1]) for match in names if match]
