@@ -40,8 +40,9 @@ from selfdistill.draws import Draws
 from selfdistill.methods.config import MethodConfig
 from selfdistill.methods.dsd import DSD
 from selfdistill.methods.registry import build_method
-from selfdistill.networks.config import NetworkConfig, TeacherConfig
+from selfdistill.networks.config import NetworkConfig
 from selfdistill.networks.lpips import WIDTHS, random_lpips
+from selfdistill.networks.teacher_config import TeacherConfig
 
 if importlib.util.find_spec("kedro") is None:  # the stage's package wants it, the loop does not
     stage = types.ModuleType("selfdistill.pipelines.train")

@@ -40,7 +40,8 @@ from torch.optim import AdamW, Muon
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfdistill.diffusion.config import SolverConfig
-from selfdistill.distributed import joined
+from selfdistill.distributed import Job, joined
+from selfdistill.draws import Draws
 from selfdistill.networks.dinov3 import Teacher
 from selfdistill.pipelines.train import optim
 from selfdistill.pipelines.train.muon import BatchedMuon
@@ -217,9 +218,11 @@ def measure_sampling(row: Row, options: argparse.Namespace) -> dict[str, float]:
         solver="euler", num_steps=SOLVER_STEPS, timestep_shift=1, guidance=1,
         guidance_interval=(0, 1),
     )  # fmt: skip
+    guided = plain.model_copy(update={"guidance": 1.5})
+    draws = Draws(0, torch.arange(size, device=device))
     runs = {
-        "plain": partial(method.sample, eps, labels, plain),
-        "guided": partial(method.sample, eps, labels, plain.model_copy(update={"guidance": 1.5})),
+        "plain": partial(method.sample, eps, labels, plain, draws),
+        "guided": partial(method.sample, eps, labels, guided, draws),
         "decode": partial(method.decode, eps),
     }
     times = in_turn(runs, device, options.repeats)
@@ -415,7 +418,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and write down, row by row."""
     options = parse(argv)
     one_rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    with mock.patch.dict(os.environ, one_rank), joined(options.device):
+    with mock.patch.dict(os.environ, one_rank), joined(Job("", "", options.device, "ddp")):
         if not options.deterministic:
             torch.use_deterministic_algorithms(False)
         result = {

@@ -32,6 +32,23 @@ def project() -> Path:
     return PROJECT
 
 
+@pytest.fixture(scope="session")
+def running() -> Callable[[str], list[int]]:
+    """Find the processes with a mark in their environment, MARK_OF_TEST, at any depth."""
+
+    def find(mark: str) -> list[int]:
+        found = []
+        for place in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"MARK_OF_TEST={mark}".encode() in (place / "environ").read_bytes():
+                    found.append(int(place.name))
+            except OSError:
+                continue  # it has ended, or is somebody else's
+        return found
+
+    return find
+
+
 def write_set(directory: Path, rows: np.ndarray, shard_size: int = 16, **about: Any) -> Shards:
     """Write rows (N, ...) with labels i mod 5 as a shard set."""
     num_shards = -(-len(rows) // shard_size)

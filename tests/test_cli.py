@@ -112,5 +112,5 @@ def test_a_defect_keeps_its_traceback_whatever_its_kind():
         patch.setattr(cli.kedro_run, "callback", mistaken)
         result = CliRunner().invoke(cli.cli, ["run"])
         assert isinstance(result.exception, SystemExit)
-        settings = "compare, distributed, evaluation, reconstruction, teachers, vaes"
+        settings = "compare, distributed, evaluation, figures, plan, reconstruction, teachers, vaes"
         assert f"conf: parameters {settings} are missing" in result.output

@@ -9,7 +9,7 @@ import torch
 from kedro.config import OmegaConfigLoader
 
 from selfdistill.config import ProjectConfig
-from selfdistill.methods.registry import NETWORKS
+from selfdistill.methods.registry import build_network
 from selfdistill.settings import CONFIG_LOADER_ARGS
 
 ENVIRONMENTS = ("base", "tiny")
@@ -27,8 +27,9 @@ def base(project):
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_every_row_of_every_environment_is_valid(project, env):
     config = ProjectConfig.from_parameters(parameters(project, env))
-    lines = [name for name, row in config.rows.items() if row.paper]
+    lines = [name for name, row in config.rows.items() if row.paper_name == "dsd"]
     assert lines == ["dsd_s", "dsd_m", "dsd_b"]
+    assert sum(row.paper_name == "ssd" for row in config.rows.values()) > 50
 
 
 def test_full_size_rows_have_the_papers_parameter_count(project):
@@ -37,12 +38,12 @@ def test_full_size_rows_have_the_papers_parameter_count(project):
         if row.paper is None:
             continue
         with torch.device("meta"):
-            network = NETWORKS[row.network.root.name](row.network.root)
-        # The predictor of features serves training alone, and the paper does not count it.
+            network = build_network(row.network)
+        # What predicts features serves training alone, and no paper counts it.
         count = sum(
             parameter.numel()
             for parameter_name, parameter in network.named_parameters()
-            if not parameter_name.startswith("representation_out")
+            if not parameter_name.startswith(("representation_out", "projectors"))
         )
         assert count == pytest.approx(row.paper.params, rel=0.01), name
 
@@ -198,3 +199,72 @@ def test_missing_settings_are_named(base):
     del base["teachers"]
     with pytest.raises(ValueError, match="teachers"):
         ProjectConfig.from_parameters(base)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("issd_dsd_b_10.start.row", "dsd_x", "issd_dsd_b_10.start.row: no row 'dsd_x'"),
+        ("issd_dit_s_256_n10.start", None, "issd_dit_s_256_n10.network: Field required"),
+        ("ssd_of_nothing", {}, "method ssd tunes a network: give a start"),
+        ("issd_dsd_b_10.start.weights", "dit", "give either row, or weights"),
+        ("issd_dsd_b_10.start.row", "issd_dsd_b_4", None),
+        ("issd_dsd_b_10.start.row", "issd_dsd_b_10", "start leads back: issd_dsd_b_10 -> issd"),
+        ("issd_dsd_b_10.start.row", "dsd_s", None),
+        (
+            "issd_dit_xl_256_n10.latents",
+            None,
+            "issd_dit_xl_256_n10.latents differs from that of dit",
+        ),
+        ("issd_dsd_b_10.network", {"name": "none"}, "issd_dsd_b_10.network"),
+        ("issd_dsd_b_10.latents", "sd", "has latents of its own"),
+        ("dit_xl_256.start", None, "train is null: give a start"),
+        ("dit_xl_256.latents", "edm2", "dit_xl_256.latents: imagenet_256 has no set 'edm2'"),
+        ("dit_xl_256.latents", None, "dit_xl_256.network.latent_size is 32, but dataset"),
+        (
+            "dit_xl_256.network.latent_size",
+            64,
+            "is 64, but dataset imagenet_256 has 32",
+        ),
+        ("dit_xl_256.samplings.n10.solver", "euler", "samplings.n10.solver 'euler' is not of net"),
+        ("dsd_b.samplings.plain.solver", "ddim", "samplings.plain.solver 'ddim' is not of network"),
+        ("dsd_b.samplings.plain.guided_channels", 3, "DSD's latents are guided whole"),
+        ("dsd_b.samplings.plain.times", [9], "num_steps is 249"),
+        ("dit_xl_256.samplings.n10.timestep_shift", 0.3, "timestep_shift and last_step mean nothi"),
+        ("ssd_dit_xl_256_n10.method.grid.num_steps", 20, "samplings.n10.num_steps is 10, but the"),
+        ("pd_dit_xl_256_n10.samplings.n10.halvings", 0, "halvings is 0, but the network is tuned"),
+        (
+            "ssd_dsd_b_10.samplings.n10.timestep_shift",
+            1.0,
+            "timestep_shift is 1.0, but the network",
+        ),
+        ("eq10_repa_sit_xl_256_n10.method.target.weight", "midpoint", "midpoint is of DiT"),
+        ("ssd_dit_xl_256_n10.method.only_step", 2, "method.only_step is of a study"),
+        ("continued_dit_xl_256.method.time_distribution", "logit_normal", "are drawn evenly"),
+        ("imagenet_256.latents.sd.mirrored", False, "latents of them are not kept"),
+        ("figures.few_steps_dit.metric", "fd_tiny", "is not among evaluation.metrics"),
+        ("figures.few_steps_dit.lines.SSD", ["a.b"], "few_steps_dit.lines.SSD: no sampling 'a.b'"),
+    ],
+)
+def test_starts_latents_and_figures_that_cannot_be_are_refused(project, path, value, message):
+    values = parameters(project, "base")
+    if path == "ssd_of_nothing":
+        kept = {key: one for key, one in values["ssd_dit_xl_256_n10"].items() if key != "start"}
+        value = {**kept, "network": values["dit_s_256"]["network"]}
+    *way, last = path.split(".")
+    place = values
+    for key in way:
+        place = place[key]
+    place[last] = value
+    if message is None:
+        ProjectConfig.from_parameters(values)
+        return
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ProjectConfig.from_parameters(values)
+
+
+def test_the_few_steps_of_dsd_are_of_its_own_network(project):
+    """A row that starts from another one has that one's network."""
+    for env in ("base", "tiny"):
+        rows = ProjectConfig.from_parameters(parameters(project, env)).rows
+        assert rows["few_steps_dsd_b"].network == rows["dsd_b"].network

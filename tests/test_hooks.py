@@ -26,7 +26,8 @@ def preflight(project):
 
     def preflight(pipeline, namespace, catalog=None, run_params=None, shared=None, **changes):
         hooks = PreflightHooks()
-        hooks.after_context_created(SimpleNamespace(params=parameters | changes))
+        loader = {"parameters": parameters | changes}
+        hooks.after_context_created(SimpleNamespace(config_loader=loader))
         whole = Pipeline(pipeline, namespace=namespace, parameters=shared)
         hooks.before_pipeline_run(run_params or {}, whole, catalog or DataCatalog())
 

@@ -22,9 +22,15 @@ ROW = {
 def copy(project, conf, monkeypatch):
     """A copy of the project with its notebooks, and a row that has been run."""
     conf.change("tiny/parameters/dsd.yml", {"dsd_b": ROW})
-    bootstrap_project(project)
-    with KedroSession.create(project, env="tiny", conf_source=str(conf.path)) as session:
-        session.run(pipeline_names=["dsd_b"])
+    return _beside(project, conf, monkeypatch, ["dsd_b"])
+
+
+def _beside(project, conf, monkeypatch, *runs):
+    """Run pipelines, and return a folder with their conf, the notebooks and the sources."""
+    for names in runs:
+        bootstrap_project(project)
+        with KedroSession.create(project, env="tiny", conf_source=str(conf.path)) as session:
+            session.run(pipeline_names=names)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the notebook's process beside those of the tests
     monkeypatch.setenv("DO_NOT_TRACK", "1")
     root = conf.path.parent
@@ -59,3 +65,22 @@ def test_the_dsd_notebook_runs_on_a_row_of_a_few_steps(copy):
     }
     pictures = sum("image/png" in kinds for kinds in shown.values())
     assert pictures >= 8  # curves, ranks, grid, samples, guidance, pairs, images, noises
+
+
+def test_the_ssd_notebook_runs_on_rows_of_a_few_steps(project, conf, monkeypatch):
+    train = {"total_nimg": 128, "log_nimg": 64, "checkpoint_nimg": 64, "num_probe_images": 8}
+    sampling = {"num_images": 20, "batch_size": 20, "shard_size": 20}
+    names = ("dit_xl_256", "ssd_dit_xl_256_n10", "issd_dit_xl_256_n10")
+    samplings = dict.fromkeys(("n250", "n50", "n20", "n10", "n4"), sampling)
+    rows = {name: {"train": train, "samplings": {"n10": sampling}} for name in names}
+    rows["dit_xl_256"]["samplings"] = samplings
+    conf.change("tiny/parameters/ssd.yml", rows)
+    root = _beside(project, conf, monkeypatch, [*names], ["few_steps_dit"])
+    notebook = nbformat.read(root / "notebooks" / "ssd.ipynb", as_version=4)
+    resources = {"metadata": {"path": str(root)}}
+    nbclient.NotebookClient(notebook, timeout=120, resources=resources).execute()
+    text = "".join(
+        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
+    )
+    assert "mixed_error" in text
+    assert "10 lambda [0.413, 0.423" in text  # the first of docs/ssd.md's second-order weights

@@ -9,8 +9,9 @@ from kedro.framework.startup import bootstrap_project
 from kedro.validation.type_extractor import TypeExtractor
 from pydantic import BaseModel
 
+from selfdistill import pipeline_registry
 from selfdistill.config import ProjectConfig
-from selfdistill.networks.config import TeacherConfig
+from selfdistill.networks.teacher_config import TeacherConfig
 from selfdistill.pipeline_registry import _check_names
 from selfdistill.settings import CONFIG_LOADER_ARGS
 
@@ -116,7 +117,7 @@ def test_a_sweep_measures_all_points_of_one_checkpoint_and_picks(registered, row
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"report": "dsd_s"}, "report cannot name a row or a study"),
+        ({"report": "dsd_s"}, "report cannot name a row, a study or a figure"),
         ({"sweep_mine": "dsd_s"}, "sweep_mine cannot name"),
         ({"collapse_study": "dsd_s"}, "collapse_study names both a row and a study"),
     ],
@@ -133,8 +134,7 @@ def test_every_node_has_a_name_and_rows_are_namespaces(registered):
     _, found = registered
     for node in found["__default__"].nodes:
         assert "__" not in node.name
-    for node in found["train"].nodes:
-        assert node.namespace in ROWS
+    assert set(ROWS) < {node.namespace for node in found["train"].nodes} <= found.keys()
 
 
 def test_kedro_sees_the_type_of_every_parameter(registered):
@@ -143,12 +143,8 @@ def test_kedro_sees_the_type_of_every_parameter(registered):
     pipeline = {"__default__": found["__default__"]}
     hints = TypeExtractor(pipeline).extract_types_from_pipelines()
     inputs = {name for node in found["__default__"].nodes for name in node.inputs}
-    plain = (
-        "paper",
-        "data",
-        "repeats",
-        "samplings",
-    )  # as written in the YAML, and checked with all the rest
+    # As written in the YAML, and checked with all the rest; a table takes whole rows.
+    plain = ("paper", "data", "repeats", "samplings", *found)
     wanted = {name for name in inputs if name.startswith("params:") and not name.endswith(plain)}
     assert wanted
     for name in wanted:
@@ -166,3 +162,41 @@ def test_the_registry_imports_nothing_heavy():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_row_takes_what_it_starts_from_and_the_latents_it_lives_in(registered):
+    env, found = registered
+    assert "dsd_b.checkpoint" in found["issd_dsd_b_10"].inputs()
+    assert "pd_dit_xl_256_n10.checkpoint" in found["issd_pd_dit_xl_256_n10"].inputs()
+    base = found["dit_xl_256"]
+    if env == "base":
+        assert "weights.dit_xl_256" in base.inputs()
+        assert "dit_xl_256.adopt" in {node.name for node in base.nodes}
+        assert not any(name.endswith(".latents") for name in base.datasets())  # it is not trained
+        assert "imagenet_256.sd.latents" in found["dit_s_256"].all_outputs()
+    else:
+        assert not any(name.endswith(".latents") for name in base.datasets())
+        assert "digits_32.sd.latents" in found["dit_xl_512"].all_outputs()
+
+
+def test_a_figure_takes_only_what_has_been_measured(registered):
+    _, found = registered
+    taken = [name for name in found["few_steps_dit"].inputs() if not name.startswith("params:")]
+    assert taken
+    assert all(name.endswith(".metrics") for name in taken)
+    assert found["few_steps_dit"].outputs() == {"figure_few_steps_dit"}
+
+
+def test_one_pipeline_is_built_without_the_others(monkeypatch):
+    built = []
+    original = pipeline_registry._row_stages
+
+    def spy(name, *rest):
+        built.append(name)
+        return original(name, *rest)
+
+    monkeypatch.setattr(pipeline_registry, "_row_stages", spy)
+    registered = pipeline_registry.register_pipelines()
+    assert len(registered) > 150
+    assert registered["issd_dsd_b_10"].nodes
+    assert built == ["issd_dsd_b_10"]

@@ -14,8 +14,8 @@ def test_the_readmes_table_is_the_report_of_the_configured_rows(project):
     parameters = loader["parameters"]
     inputs = {}
     rows = ProjectConfig.from_parameters(parameters).rows
-    for name, row in ((name, row) for name, row in rows.items() if row.paper):
-        inputs |= {f"params:{name}.{key}": parameters[name][key] for key in ("paper", "data")}
+    for name, row in ((name, row) for name, row in rows.items() if row.paper_name == "dsd"):
+        inputs[f"params:{name}"] = parameters[name]
         inputs |= {f"{name}.{sampling}.metrics": None for sampling in row.samplings}
     text = (project / "README.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- table dsd -->\n(.*?)<!-- end -->", text, re.DOTALL)

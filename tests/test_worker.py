@@ -4,13 +4,15 @@ import sys
 
 import pytest
 
-from selfdistill.worker import resolve
+from selfdistill.distributed import joined
+from selfdistill.worker import main, resolve
 
 
 def test_only_entry_points_of_stages_are_run():
     target = "selfdistill.pipelines.train.job:run"
     assert resolve(target) == ("selfdistill.pipelines.train.job", "run")
-    for other in ("os:system", "selfdistill.files:write_json", "selfdistill.pipelines.trainer:run"):
+    refused = ["os:system", "selfdistill.files:write_json", "selfdistill.pipelines.trainer:run"]
+    for other in [*refused, "selfdistill.pipelines.train.job:rmtree", target.removesuffix(":run")]:
         with pytest.raises(ValueError, match="is no entry point"):
             resolve(other)
 
@@ -28,7 +30,7 @@ def test_every_stage_that_starts_ranks_is_an_entry_point(project):
 def test_a_rank_ends_with_its_parent():
     """The middle process starts a rank and is killed; the rank gets SIGTERM from the kernel."""
     rank = (
-        "import os, signal, sys, time; from selfdistill.distributed import die_with_parent;"
+        "import os, signal, sys, time; from selfdistill.lifeline import die_with_parent;"
         "signal.signal(signal.SIGTERM, lambda *_: (print('told', flush=True), os._exit(0)));"
         "die_with_parent(int(sys.argv[1])); print('ready', flush=True); time.sleep(60)"
     )
@@ -44,6 +46,20 @@ def test_a_rank_ends_with_its_parent():
 
 
 def test_a_rank_whose_parent_is_already_gone_ends_at_once():
-    program = "from selfdistill.distributed import die_with_parent; die_with_parent(1 << 22)"
+    program = "from selfdistill.lifeline import die_with_parent; die_with_parent(1 << 22)"
     done = subprocess.run([sys.executable, "-c", program], check=False)
     assert done.returncode == -signal.SIGTERM
+
+
+def test_a_rank_that_joins_is_told_how_torchrun_has_to_be_started(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", raising=False)
+    with pytest.raises(ValueError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"), joined(None):
+        pass
+
+
+def test_a_rank_without_job_or_join_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["selfdistill.pipelines.train.job:run"])
+    assert "name the target, its spec and the device, or only: join" in capsys.readouterr().err

@@ -18,12 +18,25 @@ import selfdistill
 # its message ...
 _KINDS = (ValueError, OSError, FloatingPointError, DatasetError, ParameterValidationError)
 # ... raised on purpose, by one of these packages. Whatever comes from elsewhere is a defect.
-# Faults of file systems name their file themselves, whoever ran into them.
+_OURS = Path(selfdistill.__file__).parent
+_SPEAKERS = (_OURS, Path(kedro.__file__).parent)
+# But for faults of file systems, which name their file themselves, whoever ran into them.
 _FAULTS_OF_DISKS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE
 )  # fmt: skip
-_OURS = Path(selfdistill.__file__).parent
-_SPEAKERS = (_OURS, Path(kedro.__file__).parent)
+
+
+class _Quiet(click.Group):
+    """Commands that answer a user's mistake with one message."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except _KINDS as wrapped:
+            error = _innermost(wrapped)
+            if not _is_mistake(error):
+                raise
+            raise click.ClickException(str(error)) from wrapped
 
 
 @click.group(name="selfdistill")
@@ -73,3 +86,49 @@ cli.add_command(
         help=kedro_run.help,
     )
 )
+
+
+@cli.group(cls=_Quiet)
+def dvc() -> None:
+    """Keep DVC's files in step with conf, catalog, registry and imports."""
+
+
+@dvc.command()
+def sync() -> None:
+    """Write dvc.yaml and pipelines.dvc, and an empty params.yaml if there is none."""
+    from selfdistill.lineage.files import generate, write
+
+    changed = write(_project(), generate(_project()))
+    click.echo("\n".join(map(str, changed)) or "nothing to write: all is up to date")
+
+
+@dvc.command()
+@click.argument("env")
+def params(env: str) -> None:
+    """Write down what the parameters of an environment come to; a stage of DVC."""
+    from selfdistill.lineage.files import families, value_texts, write
+
+    for family in families(_project()):
+        if family.env == env:
+            write(_project(), value_texts(family.values()), tidy=False)
+            return
+    raise click.ClickException(f"environment {env} has no stages: see conf and kedro dvc sync")
+
+
+@dvc.command()
+def check() -> None:
+    """Fail if they differ from what sync would write."""
+    from selfdistill.lineage.files import generate, outdated
+
+    if files := outdated(_project(), generate(_project())):
+        names = ", ".join(map(str, files))
+        raise click.ClickException(f"out of date: {names}; run kedro dvc sync and commit")
+    click.echo("up to date")
+
+
+def _project() -> Path:
+    from kedro.utils import find_kedro_project
+
+    project = find_kedro_project(Path.cwd())
+    assert project is not None  # kedro has no project commands elsewhere
+    return Path(project)

@@ -1,25 +1,28 @@
 """All parameters of the project, checked as a whole: rows, datasets, teachers, the rest."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from selfdistill.base_config import Config
 from selfdistill.data.config import LatentsConfig, PreprocessConfig
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.methods.config import MethodConfig
 from selfdistill.metrics.config import (
-    METRICS,
     CompareConfig,
     EvaluationConfig,
-    PublishedMetric,
 )
-from selfdistill.networks.config import NetworkConfig, TeacherConfig, VAEConfig
-from selfdistill.pipelines.sample.config import ReconstructionConfig, SampleConfig
-from selfdistill.pipelines.train.config import TrainConfig
+from selfdistill.networks.dsd_vit_config import DSDViTConfig
+from selfdistill.networks.teacher_config import TeacherConfig
+from selfdistill.networks.vae_config import VAEConfig
+from selfdistill.pipelines.plan.config import PlanConfig
+from selfdistill.pipelines.report.figure_config import FigureConfig
+from selfdistill.row_config import RowConfig
 
-_SETTINGS = ("compare", "distributed", "evaluation", "reconstruction", "teachers", "vaes")
+_SETTINGS = (
+    "compare", "distributed", "evaluation", "figures", "plan", "reconstruction", "teachers", "vaes"
+)  # fmt: skip
+_ONE_OF_SEVERAL = ("method", "network", "optimizer", "target")
 
 
 class DatasetConfig(Config):
@@ -43,93 +46,6 @@ class DatasetConfig(Config):
     latents: dict[str, LatentsConfig] = {}
 
 
-class PaperConfig(Config):
-    """The figures we are held to.
-
-    Attributes:
-        params: Parameters of the network.
-        data: The dataset of the figures. Ours stand beside them only if data, number of samples
-            and reference are the same.
-        num_samples: Samples of an evaluation.
-        reference: Name of the published reference file; None: statistics of the dataset itself.
-        samplings: Figures by sampling of the row, then by metric.
-    """
-
-    params: int
-    data: str
-    num_samples: int
-    reference: str | None
-    samplings: dict[str, dict[PublishedMetric, float]]
-
-
-class SweepConfig(Config):
-    """Samplings of one checkpoint that differ in guidance, and the metric that picks one.
-
-    Attributes:
-        metric: Name of the metric.
-        points: The samplings by name; all of one number of images, or they could not be compared.
-    """
-
-    metric: str
-    points: dict[str, SampleConfig] = Field(min_length=2)
-
-    @model_validator(mode="after")
-    def _points_compare(self) -> Self:
-        if self.metric not in METRICS:
-            raise ValueError(f"metric: no metric {self.metric!r}; there are {', '.join(METRICS)}")
-        sizes = {name: (point.num_images, point.repeats) for name, point in self.points.items()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"points: numbers of images and repeats differ: {sizes}")
-        return self
-
-
-class RowConfig(Config):
-    """A line of a paper's table, or a case of a study: one run, one Kedro namespace.
-
-    Attributes:
-        paper: The paper's figures; None for a case of a study.
-        study: Name of the study that the row is a case of; None for a line of a table.
-        data: Key of `datasets.yml`.
-        teacher: Whether a teacher's features are taken from disk, or made while training: the same
-            numbers, for room on the disk or for time on the GPU.
-        network: The architecture.
-        method: The objective.
-        train: The loop's parameters.
-        samplings: Samplings of the one checkpoint, by name; a case of a study may have none.
-        reconstruction: What the checkpoint encodes and decodes; None: nothing.
-        sweep: Samplings that guidance is picked from; None: there is no sweep.
-    """
-
-    paper: PaperConfig | None = None
-    study: str | None = None
-    data: str
-    teacher: Literal["cached", "online"] = "cached"
-    network: NetworkConfig
-    method: MethodConfig
-    train: TrainConfig
-    samplings: dict[str, SampleConfig] = {}
-    reconstruction: ReconstructionConfig | None = None
-    sweep: SweepConfig | None = None
-
-    @model_validator(mode="after")
-    def _is_a_line_or_a_case(self) -> Self:
-        if (self.paper is None) == (self.study is None):
-            raise ValueError(
-                "a row has either `paper`, as a line of a table, or `study`, as a case"
-            )
-        if self.paper is None:
-            return self
-        if not self.samplings:
-            raise ValueError("samplings: a line of a table needs one or more")
-        for name in self.paper.samplings:
-            if name not in self.samplings:
-                raise ValueError(
-                    f"paper.samplings: the row has no sampling {name!r}; it has "
-                    f"{', '.join(self.samplings)}"
-                )
-        return self
-
-
 class ProjectConfig(Config):
     """Everything under `parameters`, sorted into what it is.
 
@@ -140,6 +56,8 @@ class ProjectConfig(Config):
     compare: CompareConfig
     distributed: DistributedConfig
     evaluation: EvaluationConfig
+    figures: dict[str, FigureConfig]
+    plan: PlanConfig
     reconstruction: EvaluationConfig
     teachers: dict[str, TeacherConfig]
     vaes: dict[str, VAEConfig]
@@ -163,6 +81,7 @@ class ProjectConfig(Config):
         }
         datasets = {name: value for name, value in rest.items() if _is_dataset(value)}
         rows = {name: value for name, value in rest.items() if name not in datasets}
+        rows = {name: _with_network(name, rows) for name in rows}
         settings = {name: parameters[name] for name in _SETTINGS}
         try:
             return cls(**settings, datasets=datasets, rows=rows)
@@ -183,30 +102,108 @@ class ProjectConfig(Config):
                         f"{name}.latents.{kind}.vae: no VAE {latents.vae!r}; teachers.yml has "
                         f"{', '.join(self.vaes)}"
                     )
+        self.planned_rows()
+        self._check_figures()
         for name, row in self.rows.items():
             if row.data not in self.datasets:
                 raise ValueError(
                     f"{name}.data: no dataset {row.data!r}; datasets.yml has "
                     f"{', '.join(self.datasets)}"
                 )
-            dataset, network = self.datasets[row.data], row.network.root
-            pairs = [
-                ("resolution", network.resolution, dataset.preprocess.resolution),
-                ("num_classes", network.num_classes, dataset.preprocess.num_classes),
-            ]
-            for key, ours, theirs in pairs:
-                if ours != theirs:
-                    raise ValueError(
-                        f"{name}.network.{key} is {ours}, but dataset {row.data} has {theirs}"
-                    )
+            self._check_start(name, row)
+            self._check_network(name, row)
             if row.method.root.needs_features:
                 self._check_teacher(name, row)
             self._check_samplings(name, row)
         return self
 
+    def _check_figures(self) -> None:
+        """Refuse figures of what nobody samples or measures."""
+        for name, figure in self.figures.items():
+            if figure.metric not in self.evaluation.metrics:
+                raise ValueError(
+                    f"figures.{name}.metric {figure.metric!r} is not among evaluation.metrics: "
+                    f"{', '.join(self.evaluation.metrics)}"
+                )
+            for caption, samplings in figure.lines.items():
+                for one in samplings:
+                    row, _, sampling = one.partition(".")
+                    if row not in self.rows or sampling not in self.rows[row].samplings:
+                        raise ValueError(f"figures.{name}.lines.{caption}: no sampling {one!r}")
+
+    def _check_network(self, name: str, row: RowConfig) -> None:
+        """Refuse a network that does not fit the dataset."""
+        dataset, network = self.datasets[row.data], row.network.root
+        pairs = [("num_classes", network.num_classes, dataset.preprocess.num_classes)]
+        if isinstance(network, DSDViTConfig):
+            pairs.append(("resolution", network.resolution, dataset.preprocess.resolution))
+        elif row.latents is None:
+            pairs.append(("latent_size", network.latent_size, dataset.preprocess.resolution))
+            pairs.append(("latent_channels", network.latent_channels, 3))
+        elif row.latents not in dataset.latents:
+            raise ValueError(
+                f"{name}.latents: {row.data} has no set {row.latents!r}; datasets.yml has "
+                f"{', '.join(dataset.latents) or 'none'}"
+            )
+        else:
+            latents = dataset.latents[row.latents]
+            vae = self.vaes[latents.vae]
+            size = dataset.preprocess.resolution // vae.downsampling
+            pairs.append(("latent_size", network.latent_size, size))
+            pairs.append(("latent_channels", network.latent_channels, vae.latent_channels))
+            if row.train is not None and row.train.flip and not latents.mirrored:
+                raise ValueError(
+                    f"{name}.train.flip shows mirrored images, but latents of them are not kept: "
+                    f"set {row.data}.latents.{row.latents}.mirrored"
+                )
+        for key, ours, theirs in pairs:
+            if ours != theirs:
+                raise ValueError(
+                    f"{name}.network.{key} is {ours}, but dataset {row.data} has {theirs}"
+                )
+
+    def _check_start(self, name: str, row: RowConfig) -> None:
+        """Refuse a start that is of another network."""
+        if row.start is None or row.start.row is None:
+            return
+        before = self.rows[row.start.row]
+        if getattr(before.method.root, "only_step", None) is not None:
+            raise ValueError(f"{name}.start.row: {row.start.row} tunes one step; nothing starts so")
+        for key in ("network", "latents"):
+            if getattr(before, key) != getattr(row, key):
+                raise ValueError(
+                    f"{name}.{key} differs from that of {row.start.row}, which it starts from"
+                )
+
+    def owner_of_network(self, name: str) -> str:
+        """Return the row whose parameters say what the network of a row is."""
+        start = self.rows[name].start
+        while start is not None and start.row is not None:
+            name, start = start.row, self.rows[start.row].start
+        return name
+
+    def planned_rows(self) -> dict[str, RowConfig]:
+        """Return the rows that `plan.rows` names, by themselves or by their study.
+
+        Raises:
+            ValueError: If a name is neither that of a row nor that of a study.
+        """
+        wanted = self.plan.rows
+        known = {*self.rows, *(row.study for row in self.rows.values() if row.study)}
+        if unknown := [name for name in wanted or () if name not in known]:
+            raise ValueError(
+                f"plan.rows: no row or study {unknown[0]!r}; there are {', '.join(sorted(known))}"
+            )
+        return {
+            name: row
+            for name, row in self.rows.items()
+            if (row.study is None if wanted is None else {name, row.study} & set(wanted))
+        }
+
     def _check_teacher(self, name: str, row: RowConfig) -> None:
         """Refuse a teacher whose tokens do not fall on the row's."""
         dataset, network = self.datasets[row.data], row.network.root
+        assert isinstance(network, DSDViTConfig)  # the only one that learns from a teacher
         if dataset.teacher is None:
             raise ValueError(
                 f"{name}: its objective aligns with a teacher, but {row.data}.teacher is not given"
@@ -224,7 +221,8 @@ class ProjectConfig(Config):
                 f"{dataset.teacher} {theirs} x {theirs}: patch_size and the teacher's resolution "
                 "must give equal numbers"
             )
-        if row.teacher == "cached" and row.train.flip and not teacher.cache.mirrored:
+        flips = row.train is not None and row.train.flip
+        if row.teacher == "cached" and flips and not teacher.cache.mirrored:
             raise ValueError(
                 f"{name}.train.flip shows mirrored images, but features of them are not kept: set "
                 f"teachers.{dataset.teacher}.cache.mirrored, or the row's teacher to online"
@@ -250,17 +248,47 @@ class ProjectConfig(Config):
             )
         if row.reconstruction is None:
             return
+        if row.method.root.name != "dsd":
+            raise ValueError(
+                f"{name}.reconstruction: method {row.method.root.name} has no encoder of its own"
+            )
         if row.reconstruction.data not in self.datasets:
             raise ValueError(
                 f"{name}.reconstruction.data: no dataset {row.reconstruction.data!r}; datasets.yml "
                 f"has {', '.join(self.datasets)}"
             )
         resolution = self.datasets[row.reconstruction.data].preprocess.resolution
-        if resolution != row.network.root.resolution:
+        ours = self.datasets[row.data].preprocess.resolution
+        if resolution != ours:
             raise ValueError(
                 f"{name}.reconstruction.data {row.reconstruction.data} has images of {resolution} "
-                f"pixels, the network takes {row.network.root.resolution}"
+                f"pixels, the network takes {ours}"
             )
+
+
+def _with_network(name: str, rows: Mapping[str, Any]) -> Any:
+    """Return a row, as written, with the network of the row that it starts from.
+
+    Raises:
+        ValueError: If that is no row, or leads back.
+    """
+    way = [name]
+    while (before := _start_of(rows[way[-1]])) is not None:
+        if before not in rows:
+            raise ValueError(f"conf: {way[-1]}.start.row: no row {before!r}")
+        if before in way:
+            raise ValueError(f"conf: {name}.start leads back: {' -> '.join([*way, before])}")
+        way.append(before)
+    owner, row = rows[way[-1]], rows[name]
+    if owner is row or "network" in row or "network" not in owner:
+        return row
+    return {**row, "network": owner["network"]}
+
+
+def _start_of(row: Any) -> str | None:
+    """Return the row that a row, as written, starts from."""
+    start = row.get("start") if isinstance(row, Mapping) else None
+    return start.get("row") if isinstance(start, Mapping) else None
 
 
 def _is_dataset(value: Any) -> bool:
@@ -271,7 +299,7 @@ def _explain(error: ValidationError) -> str:
     """Return one line a mistake: its path as written in the YAML, what is wrong, the value."""
     lines = []
     for mistake in error.errors():
-        path = ".".join(str(part) for part in mistake["loc"] if part not in ("rows", "datasets"))
+        path = ".".join(_as_written(mistake["loc"]))
         message = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":
             message = "unknown key"
@@ -279,3 +307,13 @@ def _explain(error: ValidationError) -> str:
             message += f" (got {mistake['input']!r})"
         lines.append(f"{path}: {message}" if path else message)
     return "conf: " + "\n      ".join(lines)
+
+
+def _as_written(place: tuple[int | str, ...]) -> Iterator[str]:
+    """Yield the keys that lead to a value, without what pydantic puts between them."""
+    before = None
+    for part in place:
+        # Behind one of several models stands its name, which is no key.
+        if part not in ("rows", "datasets") and before not in _ONE_OF_SEVERAL:
+            yield str(part)
+        before = part

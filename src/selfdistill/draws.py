@@ -83,6 +83,10 @@ class Draws:
         """Return booleans that are true with the given probability, (N, *shape)."""
         return self.uniform(name, *shape) < probability
 
+    def integers(self, name: str, bound: int, *shape: int) -> Tensor:
+        """Return integers in [0, bound), int64, evenly drawn, (N, *shape); bound is below 2^23."""
+        return (self.uniform(name, *shape).double() * bound).long()
+
     def _words(self, name: str, size: int) -> Tensor:
         """Return at least `size` random words for each sample, (N, 4 * ceil(size / 4))."""
         key = (self.seed & _MASK, zlib.crc32(name.encode()))

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 22
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ELSEWHERE = "keep data on another disk (data_root in globals.yml; under DVC, a mount)"
 _LOCK_PATIENCE, _LOCK_POLL = 10.0, 0.1  # seconds
 _hashed: dict[tuple[Path, int, int], str] = {}
 
@@ -69,7 +70,7 @@ def naming_full_disk(path: Path) -> Iterator[None]:
             raise
         raise OSError(
             f"{path}: cannot be written, the disk is full ({error.strerror or error}): make room, "
-            "or set data_root in conf/local/globals.yml, and run again: what is finished is kept"
+            f"or {_ELSEWHERE}, and run again: what is finished is kept"
         ) from error
 
 
@@ -176,22 +177,6 @@ def fingerprint(*parts: Any) -> str:
     """Return 16 hex digits that change when any JSON-representable part changes."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def source_fingerprint(*packages: str) -> str:
-    """Return 16 hex digits of the Python sources of sub-packages or modules of selfdistill.
-
-    Args:
-        packages: Paths relative to the package, e.g. "methods" or "draws.py".
-    """
-    root = Path(__file__).parent
-    digest = hashlib.sha256()
-    for package in sorted(packages):
-        place = root / package
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            digest.update(file.relative_to(root).as_posix().encode() + b"\0")
-            digest.update(file.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 @contextmanager
@@ -305,7 +290,7 @@ def _lock(file: IO[bytes], path: Path, how: int) -> None:
     except OSError as error:
         raise OSError(
             f"{path}: cannot be locked ({error.strerror}): mount its file system with locks "
-            "(Lustre: -o flock), or set data_root in conf/local/globals.yml to another one"
+            f"(Lustre: -o flock), or {_ELSEWHERE}"
         ) from error
 
 
@@ -335,7 +320,7 @@ def check_space(directory: Path, num_bytes: int, what: str) -> None:
     if free < num_bytes:
         raise ValueError(
             f"{what} need {num_bytes / 1e9:.1f} GB in {directory}, where {free / 1e9:.1f} GB are "
-            "free: make room, or set data_root in conf/local/globals.yml"
+            f"free: make room, or {_ELSEWHERE}"
         )
 
 

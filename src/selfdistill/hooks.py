@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import os
+from pathlib import Path
 from typing import Any
 
 from kedro.framework.context import KedroContext
@@ -11,10 +13,14 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from selfdistill.config import ProjectConfig
+from selfdistill.config_loader import LOADER_ARGS
+from selfdistill.lifeline import die_with_parent, parent_in_session
+from selfdistill.lineage.parameters import check_local
 from selfdistill.pipelines.train.nodes import train, train_beside_teacher
 
 logger = logging.getLogger(__name__)
 
+_LOCAL = LOADER_ARGS["default_run_env"]  # what git does not see
 _TRAIN = {train, train_beside_teacher}
 
 
@@ -23,8 +29,18 @@ class PreflightHooks:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Validate all parameters, not only those of the pipeline that runs."""
-        self._config = ProjectConfig.from_parameters(context.params)
+        """Validate all parameters, not only those of the pipeline that runs.
+
+        Raises:
+            ValueError: If a parameter is wrong; in a stage of DVC, if conf/local changes a result.
+        """
+        if "DVC_STAGE" in os.environ:
+            # DVC must not find this run at work when it is started again.
+            die_with_parent(parent_in_session())
+            if context.env in (None, _LOCAL):
+                check_local(Path(context.config_loader.conf_source))
+        # As the loader has them: `context.params` would build every pipeline there is.
+        self._config = ProjectConfig.from_parameters(context.config_loader["parameters"])
 
     @hook_impl
     def before_pipeline_run(
@@ -61,12 +77,13 @@ class PreflightHooks:
 
             weights_directory(self._config.vaes[name])
         if functions & _TRAIN:
-            from selfdistill.distributed import num_ranks
+            from selfdistill.distributed import world_size
 
             for node in pipeline.nodes:
                 if node.func in _TRAIN:
                     config = self._config.rows[str(node.namespace)].train
-                    config.share_of_rank(num_ranks(self._config.distributed))
+                    assert config is not None  # a row without one has no such node
+                    config.share_of_rank(world_size(self._config.distributed))
 
 
 def _named(inputs: list[str], prefix: str) -> list[str]:

@@ -1,17 +1,19 @@
 """One pipeline a row, one a stage, one a dataset, and `__default__`.
 
-The order of the stages: preprocess, features, train, sample, evaluate, report, export.
+The order of the stages: preprocess, features, latents, train, sample, evaluate, report, export.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from kedro.pipeline import Pipeline
+from kedro.pipeline import Node, Pipeline
 
-from selfdistill.config import DatasetConfig, ProjectConfig, RowConfig
+from selfdistill.config import DatasetConfig, ProjectConfig
+from selfdistill.config_loader import ProjectConfigLoader
 from selfdistill.metrics.config import EvaluationConfig, needs_of
 from selfdistill.metrics.definitions import weights_of
 from selfdistill.pipelines import (
@@ -19,62 +21,113 @@ from selfdistill.pipelines import (
     export,
     features,
     latents,
+    plan,
     preprocess,
     report,
     sample,
     train,
     verify,
 )
-from selfdistill.settings import CONFIG_LOADER_ARGS, ProjectConfigLoader
+from selfdistill.row_config import RowConfig, StartConfig
+from selfdistill.settings import CONFIG_LOADER_ARGS
 
-STAGES = ("preprocess", "features", "train", "sample", "evaluate", "report", "export")
+STAGES = ("preprocess", "features", "latents", "train", "sample", "evaluate", "report", "export")
 _MACHINE = {"params:distributed": "params:distributed"}
 _PREFIXES = ("preprocess_", "features_", "latents_", "share_", "verify_", "repair_", "sweep_")
 
 
-def register_pipelines() -> dict[str, Pipeline]:
-    """Build the pipelines of the environment in use.
+class Pipelines(Mapping[str, Pipeline]):
+    """Pipelines by name, each built when it is first asked for: a run pays for its own alone."""
+
+    def __init__(self, builders: Mapping[str, Callable[[], Pipeline]]) -> None:
+        self._builders = {name: cache(build) for name, build in builders.items()}
+
+    def __getitem__(self, name: str) -> Pipeline:
+        """Return a pipeline."""
+        return self._builders[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names."""
+        return iter(self._builders)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._builders)
+
+
+def register_pipelines() -> Pipelines:
+    """Register the pipelines of the environment in use.
 
     Returns:
-        `<row>`: from raw images to the row's metrics, its paper's tables and its release;
-        `<stage>`: that stage for all lines of the tables; `<study>`: all cases of a study and
-        their figure; `sweep_<row>`: what the row's guidance is picked from, of its checkpoint as it
-        stands; `<stage>_<dataset>` for preprocess, features and latents, with `share_` in front of
-        it for one host's share, with `repair_` for what is damaged; `verify_<dataset>` and
-        `repair_<dataset>` for all its sets; `compare`: the metrics of images that a user brings;
-        `__default__`: all lines of the tables.
+        `<row>`: from raw images, and from the checkpoint of the row that it starts from, to its
+        metrics, its paper's tables and its release; `<stage>`: that stage for all lines of the
+        tables; `<study>`: all cases of a study and their figure; `sweep_<row>`: what the row's
+        guidance is picked from, of its checkpoint as it stands; `<stage>_<dataset>` for preprocess,
+        features and latents, with `share_` in front of it for one host's share, with `repair_` for
+        what is damaged; `verify_<dataset>` and `repair_<dataset>` for all its sets; `<dataset>`:
+        all that is made of it; `<figure>`: a figure of what has been measured; `compare`: the
+        metrics of images that a user brings; `plan`: what rows will cost; `__default__`: all lines
+        of the tables.
     """
     config = ProjectConfig.from_parameters(_config_loader()["parameters"])
     _check_names(config)
     lines = {name: row for name, row in config.rows.items() if row.study is None}
-    rows = {name: _row_stages(name, row, config) for name, row in config.rows.items()}
-    sources = {name: _sources(row, config) for name, row in config.rows.items()}
-    reports = {paper: _report(paper, lines) for paper in _papers(lines)}
 
-    stages = {stage: Pipeline([]) for stage in STAGES}
-    for name in lines:
-        for parts in (sources[name], rows[name]):
-            for stage, part in parts.items():
-                stages[stage] += part
-    stages["report"] = sum(reports.values(), Pipeline([]))
+    @cache
+    def made(name: str) -> dict[str, Pipeline]:
+        return _row_stages(name, config.rows[name], config)
 
-    pipelines = {}
-    for name, row in config.rows.items():
-        pipelines[name] = _joined(sources[name], rows[name])
-        if row.study is None:
-            pipelines[name] += reports[row.method.root.name]
-        if row.sweep is not None:
-            pipelines[f"sweep_{name}"] = _sweep(name, row, config)
-    for study in sorted({row.study for row in config.rows.values() if row.study}):
+    @cache
+    def sources(name: str) -> dict[str, Pipeline]:
+        return _sources(config.rows[name], config)
+
+    @cache
+    def reports(paper: str) -> Pipeline:
+        return _report(paper, lines)
+
+    @cache
+    def of_row(name: str) -> Pipeline:
+        paper = config.rows[name].paper_name
+        parts = [*sources(name).values(), *made(name).values()]
+        return _sum(parts if paper is None else [*parts, reports(paper)])
+
+    @cache
+    def of_stage(stage: str) -> Pipeline:
+        if stage == "report":
+            return _sum(map(reports, _papers(lines)))
+        parts = [parts for name in lines for parts in (sources(name), made(name))]
+        return _sum(part[stage] for part in parts if stage in part)
+
+    def of_study(study: str) -> Pipeline:
         cases = [name for name, row in config.rows.items() if row.study == study]
-        pipelines[study] = sum((pipelines[name] for name in cases), Pipeline([]))
-        pipelines[study] += report.create_study_pipeline(study, cases)
-    pipelines |= stages
+        return _sum([*map(of_row, cases), report.create_study_pipeline(study, cases)])
+
+    def all_of(dataset: str) -> Pipeline:
+        own = _dataset_pipelines(dataset, config.datasets[dataset], config)
+        alone = (f"{stage}_{dataset}" for stage in ("preprocess", "features", "latents"))
+        parts = [*(own[name]() for name in alone if name in own), *map(of_row, config.rows)]
+        nodes = [node for part in parts for node in part.nodes if _owner(node) == dataset]
+        return _sum([Pipeline([node]) for node in dict.fromkeys(nodes)])
+
+    builders: dict[str, Callable[[], Pipeline]] = {}
+    for name, row in config.rows.items():
+        builders[name] = partial(of_row, name)
+        if row.sweep is not None:
+            builders[f"sweep_{name}"] = partial(_sweep, name, row, config)
+    for study in sorted({row.study for row in config.rows.values() if row.study}):
+        builders[study] = partial(of_study, study)
+    for name, figure in config.figures.items():
+        builders[name] = partial(report.create_figure_pipeline, name, figure.samplings, figure.rows)
+    builders |= {stage: partial(of_stage, stage) for stage in STAGES}
     for name, dataset in config.datasets.items():
-        pipelines |= _dataset_pipelines(name, dataset, config)
-    pipelines["compare"] = evaluate.create_compare_pipeline(_weights(config.compare.evaluation))
-    pipelines["__default__"] = sum(stages.values(), Pipeline([]))
-    return pipelines
+        builders |= _dataset_pipelines(name, dataset, config)
+        builders[name] = partial(all_of, name)
+    builders["plan"] = partial(_plan, config)
+    builders["compare"] = partial(
+        evaluate.create_compare_pipeline, _weights(config.compare.evaluation)
+    )
+    builders["__default__"] = lambda: _sum(map(of_stage, STAGES))
+    return Pipelines(builders)
 
 
 def _check_names(config: ProjectConfig) -> None:
@@ -84,16 +137,20 @@ def _check_names(config: ProjectConfig) -> None:
         ValueError: Naming the key.
     """
     studies = {row.study for row in config.rows.values() if row.study}
-    taken = {*STAGES, "compare", "__default__", *config.datasets}
-    for name in (*config.rows, *studies):
+    taken = {*STAGES, "compare", "plan", "__default__", *config.datasets}
+    for name in (*config.rows, *studies, *config.figures):
         if name in taken or name.startswith(_PREFIXES):
-            raise ValueError(f"conf: {name} cannot name a row or a study: it names a pipeline")
+            raise ValueError(
+                f"conf: {name} cannot name a row, a study or a figure: it names a pipeline"
+            )
+    if clash := sorted(config.figures.keys() & {*config.rows, *studies}):
+        raise ValueError(f"conf: {clash[0]} names a figure and something else; rename one")
     if clash := sorted(studies & config.rows.keys()):
         raise ValueError(f"conf: {clash[0]} names both a row and a study; rename one")
 
 
-def _joined(*parts: dict[str, Pipeline]) -> Pipeline:
-    return sum((part for stages in parts for part in stages.values()), Pipeline([]))
+def _owner(node: Node) -> str:
+    return str(node.namespace).partition(".")[0]
 
 
 def _config_loader() -> ProjectConfigLoader:
@@ -110,43 +167,38 @@ def _weights(evaluation: EvaluationConfig) -> list[str]:
 
 def _dataset_pipelines(
     name: str, dataset: DatasetConfig, config: ProjectConfig
-) -> dict[str, Pipeline]:
+) -> dict[str, Callable[[], Pipeline]]:
     """Return what can be run of a dataset alone."""
     stages: dict[str, list[_Placed]] = {
         "preprocess": [_Placed(preprocess, name, {"raw": f"raw.{dataset.raw}"}, {})],
         "features": _features_of(name, dataset),
-        "latents": [
-            _Placed(
-                latents,
-                f"{name}.{kind}",
-                {"images": f"{name}.images"},
-                {
-                    "params:latents": f"params:{name}.latents.{kind}",
-                    "params:vae": f"params:vaes.{one.vae}",
-                },
-            )
-            for kind, one in dataset.latents.items()
-        ],
+        "latents": [_latents_of(name, dataset, kind) for kind in dataset.latents],
     }
-    pipelines = {}
+
+    def of(stage: str, function: str) -> Pipeline:
+        return _sum(part.create(function) for part in stages[stage])
+
+    def repair() -> Pipeline:
+        # All at once: features and latents wait until the images are whole.
+        whole = {f"{name}.images": f"{name}.whole_images"}
+        images, *others = (of(s, "create_repair_pipeline") for s, parts in stages.items() if parts)
+        return _sum([images, *(Pipeline(other, inputs=whole) for other in others)])
+
+    def check() -> Pipeline:
+        sets = ["images", *(["features"] if stages["features"] else [])]
+        checks = verify.create_pipeline([*sets, *(f"{kind}.latents" for kind in dataset.latents)])
+        return Pipeline(checks, namespace=name, parameters=_MACHINE)
+
+    pipelines: dict[str, Callable[[], Pipeline]] = {}
     for stage, parts in stages.items():
         if parts:
-            pipelines[f"{stage}_{name}"] = _sum(part.create("create_pipeline") for part in parts)
+            pipelines[f"{stage}_{name}"] = partial(of, stage, "create_pipeline")
             for verb in ("share", "repair"):
-                pipelines[f"{verb}_{stage}_{name}"] = _sum(
-                    part.create(f"create_{verb}_pipeline") for part in parts
-                )
-    pipelines[f"preprocess_{name}"] = _dataset_stages(name, dataset, config)["preprocess"]
-    # All at once: features and latents wait until the images are whole.
-    whole = {f"{name}.images": f"{name}.whole_images"}
-    pipelines[f"repair_{name}"] = pipelines[f"repair_preprocess_{name}"] + _sum(
-        Pipeline(pipelines[f"repair_{stage}_{name}"], inputs=whole)
-        for stage in ("features", "latents")
-        if f"repair_{stage}_{name}" in pipelines
-    )
-    sets = ["images", *(["features"] if stages["features"] else [])]
-    checks = verify.create_pipeline([*sets, *(f"{kind}.latents" for kind in dataset.latents)])
-    pipelines[f"verify_{name}"] = Pipeline(checks, namespace=name, parameters=_MACHINE)
+                function = f"create_{verb}_pipeline"
+                pipelines[f"{verb}_{stage}_{name}"] = partial(of, stage, function)
+    pipelines[f"preprocess_{name}"] = lambda: _dataset_stages(name, dataset, config)["preprocess"]
+    pipelines[f"repair_{name}"] = repair
+    pipelines[f"verify_{name}"] = check
     return pipelines
 
 
@@ -174,8 +226,17 @@ def _features_of(name: str, dataset: DatasetConfig) -> list[_Placed]:
     return [_Placed(features, name, {}, teacher)]
 
 
+def _latents_of(name: str, dataset: DatasetConfig, kind: str) -> _Placed:
+    parameters = {
+        "params:latents": f"params:{name}.latents.{kind}",
+        "params:vae": f"params:vaes.{dataset.latents[kind].vae}",
+    }
+    return _Placed(latents, f"{name}.{kind}", {"images": f"{name}.images"}, parameters)
+
+
 def _sum(pipelines: Iterable[Pipeline]) -> Pipeline:
-    return sum(pipelines, Pipeline([]))
+    """Join pipelines at once; adding them up takes time with the square of their number."""
+    return Pipeline(dict.fromkeys(node for pipeline in pipelines for node in pipeline.nodes))
 
 
 def _dataset_stages(
@@ -204,9 +265,12 @@ def _dataset_stages(
 
 def _sources(row: RowConfig, config: ProjectConfig) -> dict[str, Pipeline]:
     """Return what has to be made of datasets before and for a row: no more than it needs."""
-    stages = _dataset_stages(row.data, config.datasets[row.data], config)
+    dataset = config.datasets[row.data]
+    stages = _dataset_stages(row.data, dataset, config)
     if not row.method.root.needs_features or row.teacher == "online":
         del stages["features"]
+    if row.latents is not None and row.train is not None:
+        stages["latents"] = _latents_of(row.data, dataset, row.latents).create("create_pipeline")
     if not row.samplings and not row.sweep:
         del stages["evaluate"]
     if row.reconstruction is not None and row.reconstruction.data != row.data:
@@ -222,8 +286,10 @@ def _shared_weights(weights: list[str]) -> dict[str, str]:
 def _row_stages(name: str, row: RowConfig, config: ProjectConfig) -> dict[str, Pipeline]:
     method = row.method.root
     teacher = row.teacher if method.needs_features else None
-    inputs = {"images": f"{row.data}.images"}
+    source = "images" if row.latents is None else f"{row.latents}.latents"
+    inputs = {"images": f"{row.data}.{source}"} if row.train is not None else {}
     inputs |= {"features": f"{row.data}.features"} if teacher == "cached" else {}
+    inputs |= {} if row.start is None else {"start": _start(row.start)}
     name_of_teacher = config.datasets[row.data].teacher
     online = {"params:teacher": f"params:teachers.{name_of_teacher}"} if teacher == "online" else {}
     frozen = {f"weights.{file}": f"weights.{file}" for file in method.frozen_weights}
@@ -233,21 +299,31 @@ def _row_stages(name: str, row: RowConfig, config: ProjectConfig) -> dict[str, P
     ]
     if row.reconstruction is not None:
         samplings.append(_reconstruction(name, row.reconstruction.data, config))
-    stages = {
-        "train": Pipeline(
-            train.create_pipeline(method.frozen_weights, teacher=teacher),
+    network = {"params:network": f"params:{config.owner_of_network(name)}.network"}
+    if row.train is None:
+        made = Pipeline(
+            train.create_adopting_pipeline(), namespace=name, inputs=inputs, parameters=network
+        )
+    else:
+        made = Pipeline(
+            train.create_pipeline(
+                method.frozen_weights, teacher=teacher, starts=row.start is not None
+            ),
             namespace=name,
             inputs={**inputs, **frozen},
-            parameters={**_MACHINE, **online},
-        ),
-        "sample": sum((sampling["sample"] for sampling in samplings), Pipeline([])),
-        "evaluate": sum((sampling["evaluate"] for sampling in samplings), Pipeline([])),
+            parameters={**_MACHINE, **online, **network},
+        )
+    stages = {
+        "train": made,
+        "sample": _sum(sampling["sample"] for sampling in samplings),
+        "evaluate": _sum(sampling["evaluate"] for sampling in samplings),
     }
     if row.paper is not None:
         stages["export"] = Pipeline(
-            export.create_pipeline(name, _measured(row)),
+            export.create_pipeline(name, _measured(row), decoded=row.latents is not None),
             namespace=name,
             inputs={"images": f"{row.data}.images"},
+            parameters=_decoder(row, config),
         )
     return stages
 
@@ -260,10 +336,16 @@ def _sampling(
     weights = _weights(config.evaluation)
     return {
         "sample": Pipeline(
-            sample.create_pipeline(exported=sampling in row.samplings),
+            sample.create_pipeline(
+                exported=sampling in row.samplings, decoded=row.latents is not None
+            ),
             namespace=f"{name}.{sampling}",
             inputs={"checkpoint": f"{name}.checkpoint", **images},
-            parameters={**_MACHINE, "params:sample": f"params:{name}.{key}"},
+            parameters={
+                **_MACHINE,
+                **_decoder(row, config),
+                "params:sample": f"params:{name}.{key}",
+            },
         ),
         "evaluate": Pipeline(
             evaluate.create_pipeline(weights),
@@ -276,6 +358,22 @@ def _sampling(
             },
         ),
     }
+
+
+def _decoder(row: RowConfig, config: ProjectConfig) -> dict[str, str]:
+    """Return the parameters of what decodes a row's latents."""
+    if row.latents is None:
+        return {}
+    of = config.datasets[row.data].latents[row.latents]
+    return {
+        "params:latents": f"params:{row.data}.latents.{row.latents}",
+        "params:vae": f"params:vaes.{of.vae}",
+    }
+
+
+def _start(start: StartConfig) -> str:
+    """Return the catalog entry that a row starts from."""
+    return f"{start.row}.checkpoint" if start.row else f"weights.{start.weights}"
 
 
 def _reconstruction(name: str, data: str, config: ProjectConfig) -> dict[str, Pipeline]:
@@ -313,7 +411,50 @@ def _sweep(name: str, row: RowConfig, config: ProjectConfig) -> Pipeline:
     points = [
         _sampling(name, row, point, f"sweep.points.{point}", config) for point in row.sweep.points
     ]
-    return _joined(*points) + report.create_sweep_pipeline(name, list(row.sweep.points))
+    made = [part for point in points for part in point.values()]
+    return _sum([*made, report.create_sweep_pipeline(name, list(row.sweep.points))])
+
+
+def _plan(config: ProjectConfig) -> Pipeline:
+    """Return the plans of the rows that `plan.rows` names, and of their datasets."""
+    rows = config.planned_rows()
+    decoded = [row.reconstruction.data for row in rows.values() if row.reconstruction]
+    datasets = list(dict.fromkeys([*(row.data for row in rows.values()), *decoded]))
+    shared = {"params:plan": "params:plan"}
+    parts = []
+    for name in datasets:
+        dataset = config.datasets[name]
+        parameters = {**shared, "params:vaes": "params:vaes"}
+        cached = any(
+            row.data == name and row.method.root.needs_features and row.teacher == "cached"
+            for row in rows.values()
+        )
+        if cached:
+            parameters["params:teacher"] = f"params:teachers.{dataset.teacher}"
+        part = plan.create_dataset_pipeline(latents=bool(dataset.latents), teacher=cached)
+        parts.append(Pipeline(part, namespace=name, parameters=parameters))
+    for name, row in rows.items():
+        online = row.method.root.needs_features and row.teacher == "online"
+        parameters = dict(shared)
+        if online:
+            parameters["params:teacher"] = f"params:teachers.{config.datasets[row.data].teacher}"
+        of = row.reconstruction.data if row.reconstruction else None
+        decoder = _decoder(row, config)
+        parameters |= {key: of for key, of in decoder.items() if key == "params:vae"}
+        images = f"params:{row.data}.preprocess"
+        parameters[images] = images
+        parameters["params:network"] = f"params:{config.owner_of_network(name)}.network"
+        part = plan.create_row_pipeline(
+            data=row.data,
+            trained=row.train is not None,
+            samplings=bool(row.samplings),
+            online_teacher=online,
+            reconstructed=of,
+            decoded=bool(decoder),
+        )
+        inputs = {f"{of}.dataset_plan": f"{of}.dataset_plan"} if of else {}
+        parts.append(Pipeline(part, namespace=name, inputs=inputs, parameters=parameters))
+    return _sum([*parts, plan.create_table_pipeline(list(rows), datasets)])
 
 
 def _measured(row: RowConfig) -> list[str]:
@@ -322,14 +463,15 @@ def _measured(row: RowConfig) -> list[str]:
 
 
 def _papers(lines: dict[str, RowConfig]) -> list[str]:
-    return sorted({row.method.root.name for row in lines.values()})
+    return sorted({str(row.paper_name) for row in lines.values()})
 
 
 def _report(paper: str, lines: dict[str, RowConfig]) -> Pipeline:
     entries = [
         (name, sampling)
         for name, row in lines.items()
-        if row.method.root.name == paper
+        if row.paper_name == paper
         for sampling in _measured(row)
     ]
-    return report.create_pipeline(paper, entries)
+    trained = [name for name, row in lines.items() if row.train is not None]
+    return report.create_pipeline(paper, entries, trained)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selfdistill.data.shard_job import Fault, ShardJob, find_faults, verify
+from selfdistill.data.shard_job import Fault, ShardJob, find_faults, share_of, verify
 from selfdistill.data.shard_writer import ShardWriter
 from selfdistill.data.shards import Shards, shard_name
+from selfdistill.distributed import World
 from selfdistill.files import DamagedError, job, publish_directory
 
 SHAPE = (4,)
@@ -86,7 +88,9 @@ def test_job_that_failed_goes_on_where_it_stopped(seven, maker, tmp_path):
     assert (len(shards), shards.header["num_rejects"]) == (6, 7)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None
+)
 @given(num_shards=st.integers(0, 9), num_hosts=st.integers(1, 12), chance=st.randoms())
 def test_shares_in_any_order_make_every_shard_once(tmp_path_factory, num_shards, num_hosts, chance):
     maker, scratch = Maker(), tmp_path_factory.mktemp("scratch")
@@ -98,6 +102,26 @@ def test_shares_in_any_order_make_every_shard_once(tmp_path_factory, num_shards,
     assert sorted(maker.made) == list(range(num_shards))
     shared.build(scratch)
     assert len(maker.made) == num_shards
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_ranks_that_are_started_again_share_what_is_left(tmp_path, maker, size):
+    """Though a shard is made while the last of them looks."""
+    made = [0, 2, 4, 6]  # by a rank 0; its rank 1 made none
+    maker(tmp_path, made)
+    lists: list[Sequence[int]] = []
+
+    class Rank(World):
+        def from_main(self, numbers):
+            lists.append(numbers)
+            return list(lists[0])
+
+    ranks = [Rank(rank, size, torch.device("cpu")) for rank in range(size)]
+    shares = [share_of(range(8), tmp_path, ranks[0])]
+    maker(tmp_path, [1])
+    shares += [share_of(range(8), tmp_path, rank) for rank in ranks[1:]]
+    assert sorted(itertools.chain(*shares)) == [1, 3, 5, 7]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_share_says_what_is_left_to_others(seven, tmp_path, caplog):

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from selfdistill.data.config import PreprocessConfig
-from selfdistill.networks.config import FeatureCacheConfig, TeacherConfig
+from selfdistill.networks.teacher_config import FeatureCacheConfig, TeacherConfig
 
 _SERVER = Path(__file__).with_name("server.py")
-_PATIENCE = 60.0  # seconds until a run that does nothing is given up
+_PATIENCE = 180.0  # seconds until a run that does nothing is given up
 
 
 def _alive(pid: int) -> bool:

@@ -17,13 +17,15 @@ from selfdistill.data.config import LatentsConfig
 from selfdistill.data.readers import open_reader
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.io.shards import ScratchDataset, ShardsDataset
-from selfdistill.networks.config import VAEConfig
+from selfdistill.networks.vae_config import VAEConfig
 from selfdistill.pipelines.features.nodes import cache_features
 from selfdistill.pipelines.latents.nodes import encode_latents
 from selfdistill.pipelines.preprocess.nodes import crop_images
 
 _WRITE_ONLY = Path("/proc/sys/vm/compact_memory")
-REMEDY = r"cannot be written, the disk is full .*: make room, or set data_root .* run again"
+REMEDY = (
+    r"cannot be written, the disk is full .*: make room, or keep data on another disk .* run again"
+)
 
 
 @pytest.fixture
@@ -294,7 +296,7 @@ def test_full_data_root_ends_the_command_with_one_line(project, conf, disk_of, l
     conf.change("tiny/globals.yml", {"data_root": str(disk.path)})
     error = the_error(kedro(project, conf, "--pipelines=preprocess_digits_32"))
     assert str(disk.path) in error
-    assert "make room, or set data_root in conf/local/globals.yml" in error
+    assert "make room, or keep data on another disk (data_root in globals.yml" in error
     assert leftovers(disk.path) == []
 
 
@@ -305,7 +307,7 @@ def test_data_root_without_room_for_another_file_ends_the_command_with_one_line(
     disk = disk_of("size=100m,nr_inodes=1823")
     conf.change("tiny/globals.yml", {"data_root": str(disk.path)})
     error = the_error(kedro(project, conf, "--pipelines=preprocess_digits_32"))
-    assert "make room, or set data_root in conf/local/globals.yml" in error
+    assert "make room, or keep data on another disk (data_root in globals.yml" in error
     assert leftovers(disk.path) == []
 
 

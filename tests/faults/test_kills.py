@@ -21,13 +21,13 @@ def encode_of(teacher, tmp_path, shard_set):
     rows = np.random.default_rng(0).integers(0, 256, (160, 16, 16, 3), dtype=np.uint8)
     images = shard_set(tmp_path / "given", rows, 8)
 
-    def request(name, num_ranks=1):
+    def request(name, num_ranks=1, **machine):
         return {
             "stage": "features",
             "data": str(tmp_path / name),
             "images": str(images.path),
             "config": teacher.model_copy(update={"batch_size": 1}).model_dump(mode="json"),
-            "machine": {"device": "cpu", "num_ranks": num_ranks, "num_workers": 1},
+            "machine": {"device": "cpu", "num_ranks": num_ranks, "num_workers": 1, **machine},
         }
 
     return request
@@ -129,7 +129,7 @@ def test_vanished_worker_of_preprocess_is_named_and_the_next_run_goes_on(
 
 
 def test_vanished_rank_is_named_and_the_next_run_goes_on(server, encode_of, tmp_path):
-    attempt = server.start(**encode_of("broken", num_ranks=2))
+    attempt = server.start(**encode_of("broken", num_ranks=2, max_restarts=0))
     attempt.wait_or_end(lambda: any(tmp_path.glob("broken/**/shard-*.arrow")))
     os.kill(attempt.descendants[-1], signal.SIGKILL)
     assert attempt.wait() == 1

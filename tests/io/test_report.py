@@ -33,8 +33,8 @@ class Rendered:
     def csv(self) -> str:
         return "row,fid\ndsd_b,4.25\ndsd_s,\n"
 
-    def html(self, title: str, pictures: Mapping[str, str]) -> str:
-        return f"{title} {dict(pictures)}"
+    def html(self, title: str, pictures: Mapping[str, str], links: Mapping[str, str]) -> str:
+        return f"{title} {dict(pictures)} {dict(links)}"
 
 
 def metadata_in_viz(dataset: AbstractDataset) -> DataNodeMetadata:
@@ -119,6 +119,8 @@ def test_curves_are_copied_and_their_losses_shown(tmp_path):
     assert dataset.load() == RECORDS
     shown = metadata_in_viz(dataset)
     lines = {line["name"]: (line["x"], line["y"]) for line in shown.preview["data"]}
+    csv = pd.read_csv(tmp_path / "curves.csv")
+    assert csv["loss"].tolist() == [record["loss"] for record in RECORDS]
     assert lines == {"loss": ([0, 64], [2.0, 1.0]), "denoise": ([0, 64], [2.0, 1.0])}
     assert shown.preview_type == "PlotlyPreview"
     assert leftovers(tmp_path) == []
@@ -147,14 +149,16 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
 def test_a_table_is_written_three_times_side_by_side(tmp_path):
     pictures = {"Samples": "sheet.png"}
-    dataset = TableDataset(filepath=tmp_path / "dsd.md", title="DSD", pictures=pictures)
+    dataset = TableDataset(
+        filepath=tmp_path / "dsd.md", title="DSD", pictures=pictures, links={"lock": "x.lock"}
+    )
     assert not dataset.exists()
     dataset.save(Rendered())
     assert dataset.exists()
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["dsd.csv", "dsd.html", "dsd.md"]
     assert (tmp_path / "dsd.md").read_text() == "# DSD\n"
-    assert (tmp_path / "dsd.html").read_text() == "DSD {'Samples': 'sheet.png'}"
+    assert (tmp_path / "dsd.html").read_text() == "DSD {'Samples': 'sheet.png'} {'lock': 'x.lock'}"
     expected = pd.DataFrame({"row": ["dsd_b", "dsd_s"], "fid": [4.25, np.nan]})
     pd.testing.assert_frame_equal(dataset.load(), expected)
     shown = metadata_in_viz(dataset)

@@ -8,11 +8,11 @@ from selfdistill.data.photometric import photometric
 from selfdistill.diffusion import paths
 from selfdistill.diffusion.config import SolverConfig
 from selfdistill.draws import Draws
-from selfdistill.methods.config import DSDConfig
 from selfdistill.methods.dsd import DSD
+from selfdistill.methods.dsd_config import DSDConfig
 from selfdistill.metrics.rank import effective_rank
-from selfdistill.networks.config import DSDViTConfig
 from selfdistill.networks.dsd_vit import DSDViT
+from selfdistill.networks.dsd_vit_config import DSDViTConfig
 from selfdistill.networks.lpips import random_lpips
 
 NETWORK = {
@@ -374,12 +374,10 @@ def test_a_method_without_frozen_networks_samples_but_does_not_train(batch):
     solver = SolverConfig(
         solver="euler", num_steps=1, timestep_shift=1.0, guidance=1.0, guidance_interval=(0.0, 1.0)
     )
-    assert method.sample(torch.randn(2, 16, 8), torch.tensor([0, 1]), solver).shape == (
-        2,
-        3,
-        32,
-        32,
+    images = method.sample(
+        torch.randn(2, 16, 8), torch.tensor([0, 1]), solver, Draws(0, torch.arange(2))
     )
+    assert images.shape == (2, 3, 32, 32)
     with pytest.raises(ValueError, match="it only samples"):
         method.loss(batch)
 
@@ -474,7 +472,9 @@ def test_sampling_integrates_the_averaged_velocity_and_decodes():
     solver = SolverConfig(
         solver="euler", num_steps=4, timestep_shift=1.0, guidance=2.0, guidance_interval=(0.5, 1.0)
     )
-    torch.testing.assert_close(method.sample(eps, labels, solver), expected)
+    torch.testing.assert_close(
+        method.sample(eps, labels, solver, Draws(0, torch.arange(3))), expected
+    )
 
 
 def test_guidance_1_never_asks_for_the_null_class(monkeypatch):
@@ -489,7 +489,7 @@ def test_guidance_1_never_asks_for_the_null_class(monkeypatch):
     solver = SolverConfig(
         solver="euler", num_steps=3, timestep_shift=1.0, guidance=1.0, guidance_interval=(0.0, 1.0)
     )
-    method.sample(torch.randn(1, 16, 8), torch.tensor([2]), solver)
+    method.sample(torch.randn(1, 16, 8), torch.tensor([2]), solver, Draws(0, torch.arange(1)))
     assert len(asked) == 3
     assert all(int(labels) == 2 for labels in asked)
 

@@ -20,7 +20,7 @@ from selfdistill.pipelines.sample.generate import generate_samples
 SIDE, NUM_CLASSES, TOKENS, CHANNELS = 16, 5, 4, 4
 NAMES = [f"class_{label}" for label in range(NUM_CLASSES)]
 ABOUT = {
-    "nimg": 96, "fingerprint": "f" * 16, "git_sha": "c" * 40, "train": {"seed": 0},
+    "nimg": 96, "fingerprint": "f" * 16, "train": {"seed": 0},
     "inputs": {"images": "i" * 16}, "code": {"torch": torch.__version__},
 }  # fmt: skip
 FILES = ["README.md", "config.json", "weights.safetensors"]
@@ -88,22 +88,22 @@ def test_three_lines_suffice_in_a_python_that_knows_only_the_package(path, tmp_p
     assert done.stdout.split("\n")[0] == "(2, 16, 16, 3) uint8 (2, 4, 4)"
 
 
-def test_samples_are_the_rows_samples(dsd, checkpoint, one_rank, tmp_path):
-    samples = generate_samples(checkpoint, NAMES, settings(), one_rank, tmp_path)
+def test_samples_are_the_rows_samples(dsd, checkpoint, images, one_rank, tmp_path):
+    samples = generate_samples(checkpoint, images, settings(), one_rank, tmp_path)
     mine = dsd.sample([i % NUM_CLASSES for i in range(12)])
     assert np.array_equal(mine, samples.read(range(12)))
     assert len(np.unique(mine.reshape(12, -1), axis=0)) == 12
 
 
-def test_another_seed_is_the_rows_samples_of_that_seed(dsd, checkpoint, one_rank, tmp_path):
+def test_another_seed_is_the_rows_samples_of_that_seed(dsd, checkpoint, images, one_rank, tmp_path):
     config = settings(seed=3, num_images=2)
-    samples = generate_samples(checkpoint, NAMES, config, one_rank, tmp_path)
+    samples = generate_samples(checkpoint, images, config, one_rank, tmp_path)
     assert np.array_equal(dsd.sample([0, 1], seed=3), samples.read(range(2)))
 
 
-def test_changes_overlay_the_default_sampling(dsd, checkpoint, one_rank, tmp_path):
+def test_changes_overlay_the_default_sampling(dsd, checkpoint, images, one_rank, tmp_path):
     config = settings(guidance=4.0, num_steps=2, num_images=2)
-    samples = generate_samples(checkpoint, NAMES, config, one_rank, tmp_path)
+    samples = generate_samples(checkpoint, images, config, one_rank, tmp_path)
     changed = dsd.sample([0, 1], guidance=4.0, num_steps=2)
     assert np.array_equal(changed, samples.read(range(2)))
     assert not np.array_equal(changed, dsd.sample([0, 1]))
@@ -201,12 +201,12 @@ def test_other_latents_are_refused(dsd):
 def test_the_directory_says_what_it_is(path, checkpoint):
     assert sorted(file.name for file in path.iterdir()) == FILES
     config = json.loads((path / "config.json").read_text())
-    assert config["format"] == 1
+    assert config["format"] == 2
     assert config["network"] == checkpoint.about["network"]
     assert config["class_names"] == NAMES
     assert set(config["sampling"]) == set(SolverConfig.model_fields)
     assert config["checkpoint"] == checkpoint.about["sha256"]
-    assert (config["nimg"], config["git_sha"]) == (96, "c" * 40)
+    assert (config["nimg"], config["fingerprint"]) == (96, "f" * 16)
     release = Release.at(path)
     assert release.card == "# dsd, a card\n"
     assert release.class_names == NAMES
@@ -267,8 +267,8 @@ def test_damaged_weights_are_named(copy):
 def test_a_damaged_or_foreign_config_is_named(copy):
     file = copy / "config.json"
     text = file.read_text()
-    file.write_text(text.replace('"format": 1', '"format": 2'))
-    with pytest.raises(ValueError, match=r"config\.json has format 2, this selfdistill reads 1"):
+    file.write_text(text.replace('"format": 2', '"format": 3'))
+    with pytest.raises(ValueError, match=r"config\.json has format 3, this selfdistill reads 2"):
         Release.open(copy)
     file.write_text(text[:-5])
     with pytest.raises(ValueError, match=r"config\.json is damaged"):

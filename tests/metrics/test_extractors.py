@@ -38,7 +38,7 @@ def relative_rms(value: Tensor, expected: Tensor) -> float:
 
 @pytest.fixture
 def lower_precision():
-    """What distributed.py allows for training, or less."""
+    """What determinism.py allows for training, or less."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("medium")
     torch.backends.cudnn.allow_tf32 = True

@@ -2,8 +2,8 @@ import pytest
 import timm
 import torch
 
-from selfdistill.networks.config import TeacherConfig
 from selfdistill.networks.dinov3 import Teacher
+from selfdistill.networks.teacher_config import TeacherConfig
 
 TINY = {
     "architecture": "vit_small_patch16_dinov3",

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from selfdistill.networks.config import DSDViTConfig
 from selfdistill.networks.dsd_vit import DSDViT, normalize_latent, rotary_table, rotate
+from selfdistill.networks.dsd_vit_config import DSDViTConfig
 
 SIZES = {"dsd_s": (640, 7, 10), "dsd_m": (896, 11, 14), "dsd_b": (1024, 15, 16)}
 

@@ -11,8 +11,8 @@ import torch
 from pydantic import ValidationError
 
 from selfdistill.data.latents import CONVENTIONS, sample_latents, unscale_latents
-from selfdistill.networks.config import VAEConfig
 from selfdistill.networks.vae import CONFIG_FILE, VAE, WEIGHTS_FILE, weights_directory
+from selfdistill.networks.vae_config import VAEConfig
 
 TINY = {
     "weights": "random",
@@ -144,6 +144,9 @@ class TestRandom:
         for name, weight in sorted(vae.autoencoder.state_dict().items()):
             expected.update(name.encode() + weight.numpy().tobytes())
         assert vae.digest() == expected.hexdigest()
+        assert VAE(config(weights_sha256=vae.digest())).digest() == vae.digest()
+        with pytest.raises(ValueError, match=f"VAE random are others .* hash to {vae.digest()}"):
+            VAE(config(weights_sha256="0" * 64))
 
     @pytest.mark.slow
     def test_without_an_architecture_it_has_the_published_size(self):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.data.loader import read_ahead
-from selfdistill.data.shard_job import ShardJob
+from selfdistill.data.shard_job import ShardJob, share_of
 from selfdistill.data.shard_writer import ShardWriter
 from selfdistill.data.shards import Shards
 from selfdistill.data.tokens import scales_of
@@ -107,8 +107,8 @@ def encode_share(spec: Path, world: World, start: Callable[[dict[str, Any], int]
     encoding = Encoding(**values["encoding"])
     encode = start(values, images.shape[0])
     starts = np.cumsum([0, *images.shard_sizes])
-    mine = values["shards"][world.rank :: world.size]
     directory = Path(values["directory"])
+    mine = share_of(values["shards"], directory, world)
     num_images = sum(images.shard_sizes[shard] for shard in mine)
     what = "encode" if world.size == 1 else f"encode, rank 0 of {world.size}"
     with progress(what, num_images, disable=not world.is_main) as bar:

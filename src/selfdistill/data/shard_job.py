@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from selfdistill.data.shards import (
 )
 from selfdistill.files import DamagedError, atomic_path, check_space, job, sha256_of
 from selfdistill.progress import progress
+
+if TYPE_CHECKING:
+    from selfdistill.distributed import World
 
 logger = logging.getLogger(__name__)
 
@@ -227,6 +230,21 @@ class ShardJob:
             about=self.about,
             job=self.name,
         )
+
+
+def share_of(shards: Sequence[int], directory: Path, world: "World") -> list[int]:
+    """Return the shards that a rank is to make: its share of those that are missing now.
+
+    Ranks must call it together, and before they make any: rank 0's list is everyone's.
+
+    Args:
+        shards: Those that were missing when the ranks were first started.
+        directory: Where they go. Ranks that are started again leave out what is there.
+        world: The rank.
+    """
+    absent = set(missing_shards(directory, max(shards, default=-1) + 1))
+    missing = world.from_main([shard for shard in shards if shard in absent])
+    return missing[world.rank :: world.size]
 
 
 def find_faults(place: Path, num_threads: int) -> list[Fault]:

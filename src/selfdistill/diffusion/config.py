@@ -1,4 +1,4 @@
-"""How a probability-flow ODE is solved."""
+"""How a sampling goes from noise to data: at which times, by which rule, with which guidance."""
 
 from typing import Annotated, Literal, Self
 
@@ -6,28 +6,72 @@ from pydantic import Field, model_validator
 
 from selfdistill.base_config import Config
 
-SolverName = Literal["euler", "heun", "ab2"]
+FlowSolverName = Literal["euler", "heun", "ab2", "sde"]
+ChainSolverName = Literal["ddim", "ddpm", "plms2", "dpm2"]
 Time = Annotated[float, Field(ge=0, le=1)]
 
 
-class SolverConfig(Config):
-    """Solver, time grid and guidance of one sampling.
+class GridConfig(Config):
+    """The times at which a network is asked, from noise to data.
+
+    A chain of discrete times, as DiT's, is respaced evenly with both ends in it; a linear path, as
+    SiT's and DSD's, is cut into equal steps. `times` names the discrete times one by one instead.
 
     Attributes:
-        solver: Integration rule: "euler", first order; "heun", second order with two evaluations
-            a step; "ab2", second order with one, from the velocity of the step before.
         num_steps: Updates of the state. A paper's "250 steps" that are 250 time points, as in
             LightningDiT's sampler, are 249 of these.
-        timestep_shift: s in t' = s t / (1 + (s - 1) t); below 1 it spends more steps near noise.
-        guidance: Classifier-free guidance scale, 1 = off.
-        guidance_interval: Guidance acts for flow times from start to end, both included.
+        timestep_shift: s in t' = s t / (1 + (s - 1) t), of a linear path; below 1 it spends more
+            steps near noise.
+        last_step: Length in flow time of the last step of a linear path, the others being equal:
+            0.04 in REPA's stochastic sampler; None: all are equal.
+        times: Discrete times of a chain, decreasing; None: respaced evenly.
+        halvings: How often every second of these times is taken, from the noisiest on: what
+            progressive distillation leaves of them.
     """
 
-    solver: SolverName
     num_steps: Annotated[int, Field(gt=0)]
-    timestep_shift: Annotated[float, Field(gt=0)]
+    timestep_shift: Annotated[float, Field(gt=0)] = 1.0
+    last_step: Annotated[float, Field(gt=0, lt=1)] | None = None
+    times: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    halvings: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _times_fit(self) -> Self:
+        if self.times is not None and len(self.times) != self.num_steps:
+            raise ValueError(f"times: {len(self.times)} are given, num_steps is {self.num_steps}")
+        if self.num_steps % 2**self.halvings:
+            raise ValueError(
+                f"num_steps {self.num_steps} cannot be halved {self.halvings} times: it counts the "
+                "steps before any halving"
+            )
+        return self
+
+    @property
+    def num_times(self) -> int:
+        """Times that are left after the halvings."""
+        return self.num_steps // 2**self.halvings
+
+
+class SolverConfig(GridConfig):
+    """Time grid, solver and guidance of one sampling.
+
+    Attributes:
+        solver: Integration rule. Of a linear path: "euler", first order; "heun", second order with
+            two evaluations a step; "ab2", second order with one, from the velocity of the step
+            before; "sde", Euler and Maruyama's for the reverse stochastic equation, as REPA has
+            it. Of a chain of discrete times: "ddim", first order; "ddpm", ancestral, with the
+            variance that the network predicts; "plms2", ab2's counterpart; "dpm2", second order
+            with two evaluations a step.
+        guidance: Classifier-free guidance scale, 1 = off.
+        guidance_interval: Guidance acts for flow times from start to end, both included.
+        guided_channels: How many channels are guided, the first ones: 3 in DiT's samples; None:
+            all.
+    """
+
+    solver: FlowSolverName | ChainSolverName
     guidance: Annotated[float, Field(ge=0)]
     guidance_interval: tuple[Time, Time]
+    guided_channels: Annotated[int, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _interval_increases(self) -> Self:
@@ -42,5 +86,8 @@ class SolverConfig(Config):
 
     @property
     def num_evaluations(self) -> int:
-        """NFE: evaluations of the velocity; guidance and the decoder are not counted."""
-        return 2 * self.num_steps if self.solver == "heun" else self.num_steps
+        """NFE: evaluations of the network; guidance and the decoder are not counted."""
+        if self.solver == "heun":
+            return 2 * self.num_times
+        # The last step of dpm2, which is infinitely long in log-SNR, is DDIM's.
+        return 2 * self.num_times - 1 if self.solver == "dpm2" else self.num_times

@@ -1,12 +1,12 @@
 """Solvers of the probability-flow ODE dz/dt = v(z, t) from t = 0 (noise) to t = 1 (data)."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from selfdistill.diffusion.config import SolverName
 
 Velocity = Callable[[Tensor, float], Tensor]
 """v(z, t): the state (N, ...) and one flow time for all of it, to the velocity (N, ...)."""
@@ -24,12 +24,21 @@ def shift_time(t: Tensor, shift: float) -> Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def time_points(num_steps: int, shift: float = 1.0) -> list[float]:
-    """Return the num_steps + 1 shifted times from 0 to 1, computed in float64."""
-    return [
-        float(t)
-        for t in shift_time(torch.linspace(0, 1, num_steps + 1, dtype=torch.float64), shift)
-    ]
+def time_points(num_steps: int, shift: float = 1.0, last_step: float | None = None) -> list[float]:
+    """Return the num_steps + 1 shifted times from 0 to 1, computed in float64.
+
+    Args:
+        num_steps: Steps.
+        shift: Of `shift_time`.
+        last_step: Length of the last step before the shift, the others being equal; None: all are.
+    """
+    on_cpu: Any = {"dtype": torch.float64, "device": "cpu"}  # whatever the default is
+    if last_step is None:
+        even = torch.linspace(0, 1, num_steps + 1, **on_cpu)
+    else:
+        before = torch.linspace(0, 1 - last_step, num_steps, **on_cpu)
+        even = torch.cat((before, before.new_ones(1)))
+    return shift_time(even, shift).tolist()
 
 
 def euler(velocity: Velocity, eps: Tensor, times: list[float]) -> Tensor:
@@ -72,7 +81,36 @@ def adams_bashforth_2(velocity: Velocity, eps: Tensor, times: list[float]) -> Te
     return z
 
 
-SOLVERS: dict[SolverName, Solver] = {
+def euler_maruyama(
+    velocity: Velocity, eps: Tensor, times: list[float], noise: Callable[[int], Tensor]
+) -> Tensor:
+    """Integrate the reverse stochastic equation with diffusion 2 (1 - t), first order.
+
+    With the score -eps / (1 - t) and eps = z - t v of the linear path, REPA's sampler (Yu et al.,
+    arXiv:2410.06940; official code, `euler_maruyama_sampler`) is
+
+        z += h (v - eps) + sqrt(2 (1 - t) h) noise,    the last step without the noise
+
+    Args:
+        velocity: v(z, t).
+        eps: State at times[0], (N, ...).
+        times: Increasing flow times.
+        noise: Standard normal noise (N, ...) of a step, by its number.
+
+    Returns:
+        The state at times[-1].
+    """
+    z = eps
+    for k, (t, t_next) in enumerate(pairwise(times)):
+        h = t_next - t
+        v = velocity(z, t)
+        z = z + h * (v - (z - t * v))
+        if k < len(times) - 2:
+            z = z + math.sqrt(2 * (1 - t) * h) * noise(k)
+    return z
+
+
+SOLVERS: dict[str, Solver] = {
     "euler": euler,
     "heun": heun,
     "ab2": adams_bashforth_2,

@@ -1,5 +1,6 @@
 """Catalog entry of a file that somebody else publishes: fetched once, accepted by its sha256."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any, NoReturn
@@ -7,6 +8,8 @@ from typing import Any, NoReturn
 from kedro.io import AbstractDataset, DatasetError
 
 from selfdistill.files import atomic_path, sha256_of, sha256_once
+
+logger = logging.getLogger(__name__)
 
 _DOWNLOAD_CHUNK = 1 << 20
 
@@ -20,7 +23,8 @@ class AssetDataset(AbstractDataset[NoReturn, Path]):
     Args:
         url: Where it is published, by http or https; None if it cannot be downloaded just so.
         filepath: The file; its folder is made when needed.
-        sha256: What its content must hash to, 64 hex digits.
+        sha256: What its content must hash to, 64 hex digits; None: nobody here has seen the file,
+            any is taken, and its digest is said so that it can be written down.
         metadata: For Kedro-Viz.
 
     Raises:
@@ -32,10 +36,10 @@ class AssetDataset(AbstractDataset[NoReturn, Path]):
         *,
         url: str | None,
         filepath: str,
-        sha256: str,
+        sha256: str | None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        if not re.fullmatch(r"[0-9a-fA-F]{64}", str(sha256)):
+        if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", str(sha256)):
             raise ValueError(
                 f"sha256 {sha256!r} of {filepath} is not 64 hex digits; copy the whole digest that "
                 "sha256sum prints for the right file"
@@ -44,7 +48,8 @@ class AssetDataset(AbstractDataset[NoReturn, Path]):
             raise ValueError(
                 f"url {url!r} of {filepath} is not an http or https address; give one, or null"
             )
-        self._url, self._filepath, self._sha256 = url, Path(filepath), sha256.lower()
+        self._url, self._filepath = url, Path(filepath)
+        self._sha256 = None if sha256 is None else sha256.lower()
         self.metadata = metadata
 
     def load(self) -> Path:
@@ -57,7 +62,14 @@ class AssetDataset(AbstractDataset[NoReturn, Path]):
         if not self._filepath.is_file():
             self._download()
         found = sha256_once(self._filepath)
-        if found != self._sha256:
+        if self._sha256 is None:
+            logger.warning(
+                "%s is taken as it is, with sha256 %s: write that into its catalog entry if it is "
+                "the right file",
+                self._filepath,
+                found,
+            )
+        elif found != self._sha256:
             remedy = f"fetch it from {self._url}" if self._url else "put the right file there"
             again = "run again to " if self._url else ""
             raise DatasetError(
@@ -70,6 +82,11 @@ class AssetDataset(AbstractDataset[NoReturn, Path]):
         """Refuse: the file is published by somebody else."""
         raise DatasetError(f"{self._filepath} is a published file, not something to write")
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """What determines the content."""
+        return {"sha256": self._sha256}
+
     def _exists(self) -> bool:
         return self._filepath.is_file()
 
@@ -81,7 +98,7 @@ class AssetDataset(AbstractDataset[NoReturn, Path]):
         if self._url is None:
             raise DatasetError(
                 f"{self._filepath}: no file here, and no address to download it from; put the file "
-                f"with sha256 {self._sha256} there"
+                f"{f'with sha256 {self._sha256} ' if self._sha256 else ''}there"
             )
         from pooch import HTTPDownloader
 
@@ -89,7 +106,7 @@ class AssetDataset(AbstractDataset[NoReturn, Path]):
             with atomic_path(self._filepath) as temporary:
                 fetch = HTTPDownloader(progressbar=True, chunk_size=_DOWNLOAD_CHUNK)
                 fetch(self._url, str(temporary), None)
-                if (found := sha256_of(temporary)) != self._sha256:
+                if self._sha256 not in (None, found := sha256_of(temporary)):
                     raise ValueError(f"expected sha256 {self._sha256}, found {found}")
         except (OSError, ValueError) as error:  # those of requests are OSErrors
             raise DatasetError(

@@ -23,6 +23,11 @@ class DirectoryDataset(AbstractDataset[_Saved, _Loaded]):
         self._path = Path(path)
         self.metadata = metadata
 
+    @property
+    def files(self) -> list[Path]:
+        """What is tracked of it: the directory."""
+        return [self._path]
+
     def _exists(self) -> bool:
         return (self._path / self.last_file).exists()
 

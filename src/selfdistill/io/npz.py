@@ -44,6 +44,11 @@ class AdmNpzDataset(AbstractDataset[Shards, None]):
             labels = data.labels[:num]
             _write_array(archive, "arr_1", labels.shape, labels.dtype, labels.__getitem__)
 
+    @property
+    def files(self) -> list[Path]:
+        """What is tracked of it: the file."""
+        return [self._path]
+
     def _exists(self) -> bool:
         return self._path.is_file()
 

@@ -62,6 +62,11 @@ class RawImagesDataset(AbstractDataset[Iterable[tuple[str, bytes]], Reader]):
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """What determines which images they are, wherever they lie."""
+        return {"layout": self._layout, "split": self._split}
+
     def _exists(self) -> bool:
         return self._path.exists()
 

@@ -5,6 +5,7 @@ All are written to a temporary name and renamed, and show themselves in Kedro-Vi
 """
 
 import base64
+import csv
 import json
 import shutil
 from collections.abc import Mapping
@@ -43,8 +44,13 @@ class _FileDataset(AbstractDataset[Any, Any]):
         self._optional = optional
         self.metadata = metadata
 
+    @property
+    def files(self) -> list[Path]:
+        """What is tracked of it."""
+        return [self._filepath]
+
     def _exists(self) -> bool:
-        return self._filepath.is_file()
+        return all(file.is_file() for file in self.files)
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), "optional": self._optional}
@@ -96,8 +102,13 @@ class CurvesDataset(_FileDataset):
     """Training curves: a JSON-lines file with one record per logging interval.
 
     A record is {"nimg": int, "loss": float, "<turn>/<term>": float..., "lr": float,
-    "grad_norm": float}.
+    "grad_norm": float}. Beside it stands the same as CSV, which `dvc plots` can draw.
     """
+
+    @property
+    def files(self) -> list[Path]:
+        """The two files."""
+        return [self._filepath, self._filepath.with_suffix(".csv")]
 
     def load(self) -> list[dict[str, Any]] | None:
         """Return the records in the order of the file; None if optional and absent."""
@@ -107,7 +118,10 @@ class CurvesDataset(_FileDataset):
         return [json.loads(line) for line in lines if line.strip()]
 
     def save(self, data: Path) -> None:
-        """Copy the JSON-lines file at `data` here; the original stays."""
+        """Copy the JSON-lines file at `data` here, and write its CSV; the original stays."""
+        lines = data.read_text(encoding="utf-8").splitlines()
+        with atomic_path(self._filepath.with_suffix(".csv")) as temporary:
+            _write_csv(temporary, [json.loads(line) for line in lines if line.strip()])
         with atomic_path(self._filepath) as temporary:
             shutil.copyfile(data, temporary)
 
@@ -120,6 +134,16 @@ class CurvesDataset(_FileDataset):
         ]
         axes = {"xaxis": {"title": {"text": "images seen"}}, "yaxis": {"title": {"text": "loss"}}}
         return PlotlyPreview({"data": lines, "layout": axes})
+
+
+def _write_csv(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write records with a column for each name that any of them has; diagnostics follow."""
+    flat = [record | record.get("diagnostics", {}) for record in records]
+    names = dict.fromkeys(name for record in flat for name in record if name != "diagnostics")
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(names), extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)
 
 
 class PictureDataset(_FileDataset):
@@ -155,8 +179,8 @@ class Renderable(Protocol):
         """Return it as CSV with a line of column names."""
         ...
 
-    def html(self, title: str, pictures: Mapping[str, str]) -> str:
-        """Return it as a whole page; `pictures` maps captions to links."""
+    def html(self, title: str, pictures: Mapping[str, str], links: Mapping[str, str]) -> str:
+        """Return it as a whole page; both map captions to places, relative to it."""
         ...
 
 
@@ -168,6 +192,8 @@ class TableDataset(_FileDataset):
         title: What the table is of, a heading or a name that the table knows the heading of; the
             file's name without suffix when absent.
         pictures: Captions and links of the pictures that the page shows, relative to it.
+        links: Captions and links of what stands behind a number; the table fills in the names of
+            its lines.
         optional: Load None when the CSV is absent, instead of raising an error.
         metadata: Passed through to plugins.
     """
@@ -178,12 +204,13 @@ class TableDataset(_FileDataset):
         filepath: str | Path,
         title: str | None = None,
         pictures: dict[str, str] | None = None,
+        links: dict[str, str] | None = None,
         optional: bool = False,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(filepath=filepath, optional=optional, metadata=metadata)
         self._title = title or self._filepath.stem
-        self._pictures = pictures or {}
+        self._pictures, self._links = pictures or {}, links or {}
 
     def load(self) -> "pd.DataFrame | None":
         """Return the CSV, empty cells as NaN; None if the entry is optional and absent."""
@@ -197,7 +224,7 @@ class TableDataset(_FileDataset):
         texts = {
             ".md": data.markdown(self._title),
             ".csv": data.csv(),
-            ".html": data.html(self._title, self._pictures),
+            ".html": data.html(self._title, self._pictures, self._links),
         }
         for suffix, text in texts.items():
             with atomic_path(self._filepath.with_suffix(suffix)) as temporary:
@@ -210,8 +237,15 @@ class TableDataset(_FileDataset):
         head = pd.read_csv(self._filepath.with_suffix(".csv"), dtype=str, keep_default_na=False)
         return TablePreview(head.head(nrows).to_dict(orient="split"))
 
-    def _exists(self) -> bool:
-        return all(self._filepath.with_suffix(end).is_file() for end in (".md", ".csv", ".html"))
+    @property
+    def files(self) -> list[Path]:
+        """The three files."""
+        return [self._filepath.with_suffix(suffix) for suffix in (".md", ".csv", ".html")]
 
     def _describe(self) -> dict[str, Any]:
-        return {**super()._describe(), "title": self._title, "pictures": self._pictures}
+        return {
+            **super()._describe(),
+            "title": self._title,
+            "pictures": self._pictures,
+            "links": self._links,
+        }

@@ -83,6 +83,11 @@ class PlaceDataset(DirectoryDataset[NoReturn, Path]):
         metadata: For Kedro-Viz.
     """
 
+    @property
+    def files(self) -> list[Path]:
+        """Nothing: it is no result."""
+        return []
+
     def load(self) -> Path:
         """Return the path, of what is there or not."""
         return self._path
@@ -99,6 +104,11 @@ class ScratchDataset(DirectoryDataset[NoReturn, Path]):
         path: The directory.
         metadata: For Kedro-Viz.
     """
+
+    @property
+    def files(self) -> list[Path]:
+        """Nothing: it is no result."""
+        return []
 
     def load(self) -> Path:
         """Make the directory when absent and return its path."""

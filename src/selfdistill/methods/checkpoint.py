@@ -5,12 +5,14 @@ No pickle is read or written here.
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from selfdistill.files import atomic_path, sha256_of, write_json
 from selfdistill.methods.config import MethodConfig
@@ -54,20 +56,23 @@ class Checkpoint:
         method_config: MethodConfig,
         about: dict[str, Any],
         curves: Path | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> Self:
         """Write weights and curves first, then the JSON; whoever sees the JSON sees them all.
 
         Args:
             path: The directory.
-            method: The method; all of its networks are kept.
+            method: The method; all of its networks are kept but those that only training needs.
             network_config: What builds the network.
             method_config: What builds the method.
             about: Origin: parameters, images seen, inputs, code.
             curves: File of the loss curves.
+            weights: The method's state, where ranks hold parts of it; None: this process has all.
         """
-        weights = {name: value.cpu().contiguous() for name, value in method.state_dict().items()}
+        state = method.state_dict() if weights is None else weights
+        tensors = {name: value.cpu().contiguous() for name, value in method.kept(state).items()}
         with atomic_path(path / _WEIGHTS) as temporary:
-            save_file(weights, temporary)
+            save_file(tensors, temporary)
         if curves is not None:
             shutil.copyfile(curves, path / _CURVES)
         record = {

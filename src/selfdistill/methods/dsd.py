@@ -26,11 +26,12 @@ from selfdistill.data.loader import Batch
 from selfdistill.data.photometric import photometric
 from selfdistill.diffusion import paths
 from selfdistill.diffusion.config import SolverConfig
-from selfdistill.diffusion.guidance import guide
-from selfdistill.diffusion.solvers import SOLVERS, time_points
+from selfdistill.diffusion.guidance import drop_labels, guide
+from selfdistill.diffusion.process import PROCESSES
 from selfdistill.draws import Draws
-from selfdistill.methods.config import DSDConfig
+from selfdistill.methods.dsd_config import DSDConfig
 from selfdistill.methods.ema import update_average, warmed_up_decay
+from selfdistill.methods.losses import one_minus_cosine, squared_error
 from selfdistill.methods.method import Autoencoder, Losses, LossFn
 from selfdistill.metrics import rank
 from selfdistill.metrics.rank import effective_rank, rank_diagnostics
@@ -46,14 +47,18 @@ class DSD(Autoencoder):
     Args:
         network: The one ViT, freshly initialised.
         config: The objective.
-        weights: Files of frozen networks by name, for the loss; None: a method that only samples.
+        weights: Files of frozen networks by name, for the loss; None in place of a file: that
+            network keeps its shapes alone, no weights; None for all: a method that only samples.
 
     Raises:
         ValueError: If the network lacks the head of a term of the loss.
     """
 
     def __init__(
-        self, network: DSDViT, config: DSDConfig, weights: Mapping[str, Path] | None = None
+        self,
+        network: DSDViT,
+        config: DSDConfig,
+        weights: Mapping[str, Path | None] | None = None,
     ) -> None:
         super().__init__()
         if config.weights.representation and not network.config.representation_head:
@@ -103,12 +108,12 @@ class DSD(Autoencoder):
             losses["perceptual"] = self._lpips(x0_pred, x0)
         if weights.alignment:
             assert batch.features is not None  # the configuration says that the loss needs them
-            losses["alignment"] = _one_minus_cosine(teacher_pred.float(), batch.features)
+            losses["alignment"] = one_minus_cosine(teacher_pred.float(), batch.features)
         if weights.representation:
             assert h_target is not None  # the configuration asks for the averaged target
             features = F.layer_norm(h_target.float(), h_target.shape[-1:])
             features_pred = network.predict_features(h).float()
-            losses["representation"] = _one_minus_cosine(features_pred, features)
+            losses["representation"] = one_minus_cosine(features_pred, features)
         if weights.classification:
             logits = network.classify(z0)
             losses["classification"] = F.cross_entropy(logits, batch.labels, reduction="none")
@@ -157,10 +162,18 @@ class DSD(Autoencoder):
             hits = network.classify(z0).argmax(dim=1) == batch.labels
             means[rank.CLASS_ACCURACY] = hits.float().mean()
         if self.config.weights.alignment and batch.features is not None:
-            cosine = 1 - _one_minus_cosine(teacher_pred.float(), batch.features)
+            cosine = 1 - one_minus_cosine(teacher_pred.float(), batch.features)
             means[rank.TEACHER_COSINE] = cosine.mean()
         values = {name: float(value) for name, value in means.items()}
         return ranks | {name: value for name, value in values.items() if math.isfinite(value)}
+
+    def released(self) -> DSDViT:
+        """Return the averaged network."""
+        return self.average
+
+    def data_shape(self) -> tuple[int, ...]:
+        """Return the shape of an image."""
+        return 3, self.network.config.resolution, self.network.config.resolution
 
     def noise_shape(self) -> tuple[int, ...]:
         """Return (L, C)."""
@@ -178,7 +191,7 @@ class DSD(Autoencoder):
         return self.average.decode(h)
 
     @torch.no_grad()
-    def sample(self, eps: Tensor, labels: Tensor, solver: SolverConfig) -> Tensor:
+    def sample(self, eps: Tensor, labels: Tensor, solver: SolverConfig, draws: Draws) -> Tensor:
         """Integrate the velocity from noise to a latent with the averaged network, then decode.
 
         The ViT is told no class, so guidance shares its pass and repeats only the head.
@@ -187,6 +200,7 @@ class DSD(Autoencoder):
             eps: Noise, (N, L, C).
             labels: Class indices, (N,).
             solver: Solver, steps and guidance.
+            draws: Of these samples, for solvers that draw noise on the way.
         """
         network = self.average
         null = torch.full_like(labels, network.config.num_classes)
@@ -197,10 +211,10 @@ class DSD(Autoencoder):
             v = network.predict_velocity(h, time, labels)
             if not solver.guides_at(t):
                 return v
-            return guide(v, network.predict_velocity(h, time, null), solver.guidance)
+            free = network.predict_velocity(h, time, null)
+            return guide(v, free, solver.guidance, solver.guided_channels)
 
-        times = time_points(solver.num_steps, solver.timestep_shift)
-        return self.decode(SOLVERS[solver.solver](velocity, eps, times))
+        return self.decode(PROCESSES["velocity"].solve(velocity, eps, solver, draws))
 
     def draw_time(self, draws: Draws) -> Tensor:
         """Return flow times, (N, 1, 1)."""
@@ -236,8 +250,8 @@ class DSD(Autoencoder):
 
     def drop_labels(self, labels: Tensor, draws: Draws) -> Tensor:
         """Replace a share of the labels (N,) by the null class."""
-        dropped = draws.bernoulli("class_dropout", self.config.class_dropout, 1).squeeze(1)
-        return torch.where(dropped, self.network.config.num_classes, labels)
+        null = self.network.config.num_classes
+        return drop_labels(labels, draws, self.config.class_dropout, null)
 
     def _target(self, x0: Tensor, z0: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the latent that is distilled from, and the averaged network's features if it is.
@@ -260,9 +274,9 @@ class DSD(Autoencoder):
         the clean latent is compared in latent space, never through the velocity.
         """
         if self.config.prediction == "z0":
-            return _squared_error(self.network.predict_z0(h, t.flatten(), labels), target)
+            return squared_error(self.network.predict_z0(h, t.flatten(), labels), target)
         v_pred = self.network.predict_velocity(h, t.flatten(), labels)
-        return _squared_error(v_pred, paths.velocity(target, eps))
+        return squared_error(v_pred, paths.velocity(target, eps))
 
     def _projection(self, h: Tensor, t: Tensor, labels: Tensor, eps: Tensor) -> Tensor:
         """Return what the network says the clean latent is, P of Eq. 6, (N, L, C)."""
@@ -281,7 +295,7 @@ class DSD(Autoencoder):
         that keeps the expectation over all images.
         """
         v_pred = self.network.predict_velocity(h, t.flatten(), labels)
-        loss = _squared_error(v_pred, v) + _one_minus_cosine(v_pred, v)
+        loss = squared_error(v_pred, v) + one_minus_cosine(v_pred, v)
         config = self.config.augmentation
         if config is None or self.config.velocity_target == "average":
             return loss
@@ -316,20 +330,11 @@ def _idle(network: DSDViT, config: DSDConfig) -> list[nn.Module | nn.Parameter]:
     return [part for part, is_used in used.items() if not is_used]
 
 
-def _perceptual(config: DSDConfig, weights: Mapping[str, Path]) -> LPIPS | None:
+def _perceptual(config: DSDConfig, weights: Mapping[str, Path | None]) -> LPIPS | None:
     """Return the network of LPIPS, if the loss has that term."""
     if not config.weights.perceptual:
         return None
     if config.perceptual_network == "lpips_random":
         return random_lpips()
-    return load_lpips(weights["vgg16"], weights["lpips_vgg"])
-
-
-def _squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean over tokens and channels, (N, L, C) -> (N,)."""
-    return (prediction - target).square().mean(dim=(1, 2))
-
-
-def _one_minus_cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    """1 - cosine over channels, mean over tokens, (N, L, C) -> (N,)."""
-    return 1 - F.cosine_similarity(prediction, target, dim=-1).mean(dim=1)
+    vgg16, linear = weights["vgg16"], weights["lpips_vgg"]
+    return LPIPS() if vgg16 is None or linear is None else load_lpips(vgg16, linear)

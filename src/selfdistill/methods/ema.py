@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from selfdistill.distributed import local
+
 
 def warmed_up_decay(decay: float, num_steps: int) -> float:
     """Return min(decay, (1 + k) / (10 + k)): an average that forgets its random start.
@@ -17,4 +19,5 @@ def warmed_up_decay(decay: float, num_steps: int) -> float:
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     """Set average <- decay * average + (1 - decay) * network, parameter by parameter."""
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+    averages, weights = (list(map(local, part.parameters())) for part in (average, network))
+    torch._foreach_lerp_(averages, weights, 1 - decay)

@@ -1,13 +1,14 @@
 """The contract between a paper's training algorithm and the one training loop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from selfdistill.data.loader import Batch
 from selfdistill.diffusion.config import SolverConfig
+from selfdistill.draws import Draws
 
 Losses = dict[str, Tensor]
 """Weighted loss terms by name, (N,) each: their sum is what is minimised."""
@@ -43,21 +44,42 @@ class Method(nn.Module, ABC):
         """
         return {}
 
+    @property
+    def transient(self) -> tuple[str, ...]:
+        """Names of the networks that only training needs: a finished checkpoint is without them."""
+        return ()
+
+    def kept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what of the method's state a finished checkpoint keeps."""
+        transient = self.transient
+        return {
+            name: value for name, value in state.items() if name.partition(".")[0] not in transient
+        }
+
+    @abstractmethod
+    def released(self) -> nn.Module:
+        """Return the network that samples: what another row may start from."""
+
+    @abstractmethod
+    def data_shape(self) -> tuple[int, ...]:
+        """Return the shape of one sample of the data: an image's, (3, H, W), or its latents'."""
+
     @abstractmethod
     def noise_shape(self) -> tuple[int, ...]:
         """Return the shape of one sample's noise."""
 
     @abstractmethod
-    def sample(self, eps: Tensor, labels: Tensor, solver: SolverConfig) -> Tensor:
-        """Turn noise into images.
+    def sample(self, eps: Tensor, labels: Tensor, solver: SolverConfig, draws: Draws) -> Tensor:
+        """Turn noise into what the data are.
 
         Args:
             eps: Standard normal noise, (N, *noise_shape()).
             labels: Class indices, (N,).
-            solver: Solver, steps and guidance.
+            solver: Solver, times and guidance.
+            draws: Of these samples, for solvers that draw noise on the way.
 
         Returns:
-            Images, about [-1, 1], (N, 3, H, W).
+            Images, about [-1, 1], or latents of a VAE, (N, *data_shape()).
         """
 
 

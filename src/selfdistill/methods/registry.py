@@ -1,20 +1,23 @@
-"""Names in the configuration, and what they build."""
+"""From a row's configuration to its network and method."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from selfdistill.methods.config import MethodConfig
-from selfdistill.methods.dsd import DSD
+from selfdistill.methods.known import METHODS, NETWORKS
 from selfdistill.methods.method import Method
 from selfdistill.networks.config import NetworkConfig
-from selfdistill.networks.dsd_vit import DSDViT
-
-METHODS = {"dsd": DSD}
-NETWORKS = {"dsd_vit": DSDViT}
 
 
 def build_method(
-    network: NetworkConfig, method: MethodConfig, weights: Mapping[str, Path] | None = None
+    network: NetworkConfig,
+    method: MethodConfig,
+    weights: Mapping[str, Path | None] | None = None,
+    start: Path | None = None,
 ) -> Method:
     """Build the network of a row and the method that trains it, with torch's current seed.
 
@@ -22,7 +25,40 @@ def build_method(
         network: The architecture.
         method: The objective.
         weights: Files of the frozen networks that the loss needs, by name (`frozen_weights` of the
-            method's configuration); None: a method that only samples.
+            method's configuration); None in place of a file: that network is built and not
+            filled, for what only counts; None for all: a method that only samples.
+        start: What the network starts as, as `methods.start.fill` takes it; None: as it is built.
+
+    Raises:
+        FileNotFoundError, ValueError: If a file is not there, or not the right one.
     """
-    trained = NETWORKS[network.root.name](network.root)
-    return METHODS[method.root.name](trained, method.root, weights)
+    built = build_network(network)
+    if start is not None:
+        from selfdistill.methods.start import fill
+
+        fill(built, start)
+    return method_around(built, method, weights)
+
+
+def method_around(
+    network: nn.Module,
+    method: MethodConfig,
+    weights: Mapping[str, Path | None] | None = None,
+) -> Method:
+    """Build the method that trains a network, which it takes over; see `build_method`."""
+    return _named(METHODS[method.root.name])(network, method.root, weights)
+
+
+def build_network(config: NetworkConfig) -> nn.Module:
+    """Build a network, with torch's current seed."""
+    return _named(NETWORKS[config.root.name])(config.root)
+
+
+def code_of(network: str, method: str) -> tuple[str, str]:
+    """Return the modules of a network and a method, by their names in the configuration."""
+    return NETWORKS[network][0], METHODS[method][0]
+
+
+def _named(place: tuple[str, str]) -> Any:
+    module, name = place
+    return getattr(importlib.import_module(module), name)

@@ -1,4 +1,4 @@
-"""A released checkpoint: the averaged network alone, in a directory that others can use.
+"""A released checkpoint: the network that samples alone, in a directory that others can use.
 
     from selfdistill.methods.release import Release
     dsd = Release.open("data/08_reporting/dsd_b/release")
@@ -6,8 +6,10 @@
 
 The directory holds
 
-    weights.safetensors   the averaged network, which encodes, decodes and samples
-    config.json           what builds it, the default sampling, the classes, where it comes from
+    weights.safetensors   the network that samples; DSD's encodes and decodes too. Keys of DiT and
+                          SiT are those of the published weights
+    config.json           what builds it, the default sampling, the classes, where it comes from,
+                          and the VAE that decodes, if its latents are not its own
     README.md             the model card
 
 It needs this package and nothing else of the project. No pickle is read or written here.
@@ -32,14 +34,16 @@ from selfdistill.draws import Draws
 from selfdistill.files import atomic_path, publish_directory, sha256_of, temporary_name, write_json
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.config import MethodConfig
-from selfdistill.methods.dsd import DSD
-from selfdistill.methods.registry import build_method
+from selfdistill.methods.method import Autoencoder, Method
+from selfdistill.methods.registry import build_network, method_around
 from selfdistill.networks.config import NetworkConfig
 from selfdistill.networks.dsd_vit import normalize_latent
+from selfdistill.networks.vae import pixels_of
+from selfdistill.networks.vae_config import Decoder
 
 _WEIGHTS, _CONFIG, _CARD = "weights.safetensors", "config.json", "README.md"
-_FORMAT = 1
-_ORIGIN = ("nimg", "fingerprint", "inputs", "code", "git_sha", "git_dirty")  # of a checkpoint
+_FORMAT = 2
+_ORIGIN = ("nimg", "fingerprint", "inputs", "code")  # of a checkpoint
 _BATCH_SIZE = 64  # images at once; changes memory, not the images
 
 Images = np.ndarray | Tensor
@@ -68,25 +72,27 @@ class Release:
         class_names: Sequence[str],
         sampling: SolverConfig,
         card: str,
+        decoder: Decoder | None = None,
     ) -> Self:
         """Write the directory, whole or not at all; the same checkpoint gives the same bytes.
 
         Args:
             path: The directory; a release that is there is replaced.
-            checkpoint: A finished checkpoint of DSD.
+            checkpoint: A finished checkpoint.
             class_names: Names of the classes, by label.
             sampling: What `sample` does unless it is told otherwise.
             card: The model card, Markdown.
+            decoder: What makes images of its samples; None: they are images.
 
         Raises:
-            ValueError: If the checkpoint is damaged or not of DSD, or another directory, which is
+            ValueError: If the checkpoint is damaged, or another directory, which is
                 not empty, is in the way.
         """
         path = Path(path)
         if path.exists() and any(path.iterdir()) and not (path / _CONFIG).is_file():
             raise ValueError(f"{path} is there and is no release; take another path")
-        average = _dsd(checkpoint.load(torch.device("cpu")), checkpoint.path).average
-        weights = {name: value.contiguous() for name, value in average.state_dict().items()}
+        released = checkpoint.load(torch.device("cpu")).released()
+        weights = {name: value.contiguous() for name, value in released.state_dict().items()}
         unfinished = temporary_name(path)
         try:
             with atomic_path(unfinished / _WEIGHTS) as temporary:
@@ -101,6 +107,7 @@ class Release:
                 "sampling": sampling.model_dump(
                     mode="json", include=set(SolverConfig.model_fields)
                 ),
+                "decoder": None if decoder is None else decoder.model_dump(mode="json"),
                 "class_names": list(class_names),
                 "checkpoint": known["sha256"],
                 **{name: known[name] for name in _ORIGIN if name in known},
@@ -167,8 +174,8 @@ class Release:
         return SolverConfig.model_validate(self.config["sampling"])
 
     @cached_property
-    def method(self) -> DSD:
-        """The method, whose networks are both the averaged one."""
+    def method(self) -> Method:
+        """The method, whose every network is the released one."""
         file = self.path / _WEIGHTS
         if (found := sha256_of(file)) != self.config["sha256"]:
             raise ValueError(
@@ -176,14 +183,18 @@ class Release:
                 "the directory again, or export the row again"
             )
         with torch.random.fork_rng(devices=[]):  # of the initial weights, which nobody will see
-            built = build_method(
-                NetworkConfig.model_validate(self.config["network"]),
-                MethodConfig.model_validate(self.config["method"]),
-            )
-        method = _dsd(built, self.path)
-        method.average.load_state_dict(load_file(file))
-        method.network = method.average
+            network = build_network(NetworkConfig.model_validate(self.config["network"]))
+        network.load_state_dict(load_file(file))
+        method = method_around(network, MethodConfig.model_validate(self.config["method"]))
+        if hasattr(method, "average"):
+            method.network = method.average  # one copy is enough
         return method.to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def _to_pixels(self) -> Callable[[Tensor], Tensor]:
+        written = self.config["decoder"]
+        decoder = None if written is None else Decoder.model_validate(written)
+        return pixels_of(decoder, self.device)
 
     def encode(self, images: Images) -> Tensor:
         """Return the latents of images.
@@ -195,9 +206,10 @@ class Release:
             z, (N, L, C), float32, on the release's device.
 
         Raises:
-            ValueError: If the images are neither, or not of the network's resolution.
+            ValueError: If the images are neither, or not of the network's resolution, or the
+                network has no encoder.
         """
-        return self._in_batches(self.method.encode, self._as_network_sees(images))
+        return self._in_batches(self._autoencoder.encode, self._as_network_sees(images))
 
     def decode(self, z: Images) -> np.ndarray:
         """Return the images of latents.
@@ -241,10 +253,12 @@ class Release:
         if len(noise) != len(classes):
             raise ValueError(f"{len(classes)} labels and {len(noise)} eps; give one for each image")
 
-        def images(eps: Tensor, labels: Tensor) -> Tensor:
-            return quantise(self.method.sample(eps, labels, solver))
+        numbers = torch.arange(len(classes))
 
-        return self._in_batches(images, noise, classes).cpu().numpy()
+        def images(eps: Tensor, labels: Tensor, numbers: Tensor) -> Tensor:
+            return self._to_pixels(self.method.sample(eps, labels, solver, Draws(seed, numbers)))
+
+        return self._in_batches(images, noise, classes, numbers).cpu().numpy()
 
     def noise(self, num: int, *, seed: int = 0) -> Tensor:
         """Return the noise of the images 0 to num - 1, (num, L, C), as the row's samples have it.
@@ -268,10 +282,19 @@ class Release:
             (num, L, C).
         """
         z = torch.lerp(start, end, torch.linspace(0, 1, num, device=start.device).view(-1, 1, 1))
-        return normalize_latent(z) if self.config["network"]["normalize_latent"] else z
+        normalized = self.config["network"].get("normalize_latent", False)
+        return normalize_latent(z) if normalized else z
+
+    @property
+    def _autoencoder(self) -> Autoencoder:
+        if not isinstance(self.method, Autoencoder):
+            raise ValueError(
+                f"{self.path} is of a network that only samples: it does not encode, nor decode"
+            )
+        return self.method
 
     def _decode(self, z: Tensor) -> Tensor:
-        return quantise(self.method.decode(z))
+        return quantise(self._autoencoder.decode(z))
 
     @torch.no_grad()
     def _in_batches(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -313,9 +336,3 @@ class Release:
 
 def _as_tensor(values: Any) -> Tensor:
     return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
-
-
-def _dsd(method: Any, path: Path) -> DSD:
-    if not isinstance(method, DSD):
-        raise ValueError(f"{path} is of {type(method).__name__}; only DSD can be released so far")
-    return method

@@ -9,8 +9,8 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selfdistill.networks.config import TeacherConfig
-from selfdistill.networks.weights import digest, read_weights
+from selfdistill.networks.teacher_config import TeacherConfig
+from selfdistill.networks.weights import check_digest, digest, read_weights
 
 
 class Teacher(nn.Module):
@@ -48,11 +48,8 @@ class Teacher(nn.Module):
                 f"teacher {config.architecture} gives {found[0]} tokens of width {found[1]} for "
                 f"{self.side} pixels; its patch_size and dim say {self.shape[0]} of {self.shape[1]}"
             )
-        if config.weights_sha256 is not None and config.weights_sha256 != (sha256 := self.digest()):
-            raise ValueError(
-                f"the weights of teacher {config.architecture} are others than its weights_sha256 "
-                f"says: they hash to {sha256}; fetch the right ones, or correct it"
-            )
+        if config.weights_sha256 is not None:
+            check_digest(self.digest(), config.weights_sha256, f"teacher {config.architecture}")
 
     def digest(self) -> str:
         """Return the sha256 of all weights, in the order of their names."""

@@ -9,13 +9,18 @@ blocks with a 4x MLP, one DiT layer shared by two output layers, no adaLN elsewh
 rotations as in DINOv3 (arXiv:2508.10104), queries and keys have unit variance, without parameters.
 """
 
+import copy
 import math
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selfdistill.networks.config import DSDViTConfig
+from selfdistill.networks.dsd_vit_config import DSDViTConfig
+from selfdistill.networks.fusion import Fusion, Places, Recorded, Site, run_branches
+from selfdistill.networks.modulation import modulate
 
 _EPS = 1e-6
 
@@ -100,11 +105,6 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Shift and scale tokens (N, L, D) by vectors (N, D)."""
-    return x * (1 + scale[:, None]) + shift[:, None]
-
-
 class DiTLayer(nn.Module):
     """A transformer block modulated by a condition: adaLN-zero (DiT, arXiv:2212.09748)."""
 
@@ -116,13 +116,34 @@ class DiTLayer(nn.Module):
         self.mlp = MLP(width)
         self.modulation = nn.Linear(width, 6 * width)
 
-    def forward(self, x: Tensor, condition: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(N, L, D) tokens and (N, D) conditions -> (N, L, D)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(
-            6, dim=-1
-        )
-        x = x + gate1[:, None] * self.attention(modulate(self.norm1(x), shift1, scale1), cos, sin)
-        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        site: Site | None = None,
+        weight: float | Tensor = 0.0,
+        recorded: Recorded = (),
+    ) -> tuple[Tensor, Recorded]:
+        """Run the layer.
+
+        Args:
+            x: Tokens, (N, L, D).
+            condition: (N, D).
+            cos: Of the positions, (L, d / 2).
+            sin: Likewise.
+            site: What to record, and to mix with `recorded` if there is any.
+            weight: mu, of what was recorded.
+            recorded: Of another pass, at the same site.
+
+        Returns:
+            Tokens, (N, L, D), and what stood at the site, mixed.
+        """
+        attention = partial(self.attention, cos=cos, sin=sin)
+        branches = ((self.norm1, attention), (self.norm2, self.mlp))
+        modulation = self.modulation(F.silu(condition))
+        return run_branches(x, modulation, branches, Places(site, weight, recorded))
 
 
 class OutputLayer(nn.Module):
@@ -228,6 +249,17 @@ class DSDViT(nn.Module):
         """Return the transformer layers: what is worth compiling, and recomputing for memory."""
         return [*self.blocks, self.dit_layer]
 
+    def velocity_head(self) -> "VelocityHead":
+        """Return a copy of what predicts velocities."""
+        return VelocityHead(self)
+
+    def with_head(self, head: "VelocityHead") -> "DSDViT":
+        """Return a copy with another head, whose clean latents are not right any more."""
+        network = copy.deepcopy(self)
+        for name, part in head.named_children():
+            getattr(network, name).load_state_dict(part.state_dict())
+        return network
+
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the clean latents of images, normalised per token.
 
@@ -292,7 +324,7 @@ class DSDViT(nn.Module):
     def _head(self, output: OutputLayer, h: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         condition = self.time_embedding(t) + self.class_embedding(labels)  # (N, D)
         skip = self.config.num_registers
-        h = self.dit_layer(h, condition, self.cos[skip:], self.sin[skip:])
+        h, _ = self.dit_layer(h, condition, self.cos[skip:], self.sin[skip:])
         with _in_float32(h):
             return output(h.float(), condition.float())
 
@@ -308,3 +340,72 @@ class DSDViT(nn.Module):
             if number == self.config.teacher_block:
                 tapped = x
         return self.norm(x)[:, skip:], tapped[:, skip:]
+
+
+class VelocityHead(nn.Module):
+    """A copy of what predicts the velocity from features: it can move, and the ViT stays.
+
+    The DiT layer, the time and the classes serve the clean latent's prediction too; a head that is
+    trained alone has its own. It is asked as a DiT is, with features in place of latents.
+
+    Args:
+        network: Whose head is copied.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    predicts: Literal["noise", "velocity"] = "velocity"
+
+    def __init__(self, network: DSDViT) -> None:
+        super().__init__()
+        self.config = network.config
+        self.time_embedding = copy.deepcopy(network.time_embedding)
+        self.class_embedding = copy.deepcopy(network.class_embedding)
+        self.dit_layer = copy.deepcopy(network.dit_layer)
+        self.velocity_out = copy.deepcopy(network.velocity_out)
+        skip = network.config.num_registers
+        self.register_buffer("cos", network.cos[skip:].clone(), persistent=False)
+        self.register_buffer("sin", network.sin[skip:].clone(), persistent=False)
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Shape of one sample's noise, (L, C)."""
+        return self.config.num_tokens, self.config.latent_dim
+
+    def layers(self) -> list[nn.Module]:
+        """Return the one transformer layer."""
+        return [self.dit_layer]
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Return the weights that map hidden features to hidden features, each (out, in)."""
+        inner = [self.dit_layer, self.time_embedding, self.velocity_out.modulation]
+        return [p for module in inner for p in module.parameters() if p.ndim == 2]
+
+    def forward(self, h: Tensor, t: Tensor, labels: Tensor, fusion: Fusion | None = None) -> Tensor:
+        """Return the velocity.
+
+        Args:
+            h: Features of the noised latent, (N, L, D), as `DSDViT.denoise` gives them.
+            t: Flow times, (N,).
+            labels: Classes in [0, K], K the null class, (N,).
+            fusion: What of another pass to mix in.
+
+        Returns:
+            (N, L, C), float32.
+        """
+        condition = self.time_embedding(t) + self.class_embedding(labels)
+        mixed = () if fusion is None else (fusion.site, fusion.weight, fusion.recorded[0])
+        x, _ = self.dit_layer(h, condition, self.cos, self.sin, *mixed)
+        return self._velocity(x, condition)
+
+    def record(
+        self, h: Tensor, t: Tensor, labels: Tensor, site: Site
+    ) -> tuple[Tensor, list[Recorded]]:
+        """Return what `forward` does, and what stood at a site of the one layer."""
+        condition = self.time_embedding(t) + self.class_embedding(labels)
+        x, found = self.dit_layer(h, condition, self.cos, self.sin, site)
+        return self._velocity(x, condition), [found]
+
+    def _velocity(self, x: Tensor, condition: Tensor) -> Tensor:
+        with _in_float32(x):
+            return self.velocity_out(x.float(), condition.float())

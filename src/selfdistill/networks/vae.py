@@ -10,16 +10,24 @@ is built, not before: it is slow, and few rows need it.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from selfdistill.data.latents import LatentConvention, to_vae
-from selfdistill.networks.config import VAEConfig
-from selfdistill.networks.weights import check_keys, digest, read_weights
+from selfdistill.data.latents import (
+    CONVENTIONS,
+    LatentConvention,
+    decoded_pixels,
+    to_vae,
+    unscale_latents,
+)
+from selfdistill.data.pixels import quantise
+from selfdistill.networks.vae_config import Decoder, VAEConfig
+from selfdistill.networks.weights import check_digest, check_keys, digest, read_weights
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
 
@@ -46,6 +54,8 @@ class VAE(nn.Module):
         self.downsampling, self.latent_channels = config.downsampling, config.latent_channels
         self.autoencoder: Any = _create(config)
         self.eval().requires_grad_(False)
+        if config.weights_sha256 is not None:
+            check_digest(self.digest(), config.weights_sha256, f"VAE {config.weights}")
 
     def digest(self) -> str:
         """Return the sha256 of all weights, in the order of their names."""
@@ -79,6 +89,18 @@ class VAE(nn.Module):
             posterior = self.autoencoder.encode(to_vae(images, convention)).latent_dist
         return torch.cat((posterior.mean, posterior.std), dim=1)  # (N, 2C, H / 8, W / 8)
 
+    def pixels(self, z: Tensor, convention: LatentConvention) -> Tensor:
+        """Return the pixels of scaled latents as the convention rounds them.
+
+        Args:
+            z: As `sample_latents` scales them, (N, C, h, w).
+            convention: Whose latents.
+
+        Returns:
+            (N, 8h, 8w, 3), uint8.
+        """
+        return decoded_pixels(self.decode(unscale_latents(z, convention)), convention)
+
     @torch.no_grad()
     def decode(self, raw: Tensor) -> Tensor:
         """Decode latents that are not scaled, as `unscale_latents` returns them.
@@ -100,6 +122,19 @@ class VAE(nn.Module):
             )
         with torch.autocast(raw.device.type, enabled=False):
             return self.autoencoder.decode(raw.float()).sample
+
+
+def pixels_of(decoder: Decoder | None, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return what makes pixels, (N, H, W, 3), uint8, of what a network samples.
+
+    Args:
+        decoder: The VAE, and whose latents they are; None: they are images, about [-1, 1].
+        device: Where the VAE shall be.
+    """
+    if decoder is None:
+        return quantise
+    vae = VAE(decoder.vae).to(device)
+    return partial(vae.pixels, convention=CONVENTIONS[decoder.convention])
 
 
 def weights_directory(config: VAEConfig) -> Path | None:

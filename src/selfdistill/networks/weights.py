@@ -77,6 +77,15 @@ def digest(weights: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
+def check_digest(found: str, expected: str, title: str) -> None:
+    """Raise ValueError if the digest of a network's weights is not what configuration says."""
+    if found != expected:
+        raise ValueError(
+            f"the weights of {title} are others than its weights_sha256 says: they hash to "
+            f"{found}; fetch the right ones, or correct it"
+        )
+
+
 def _unpickle(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 

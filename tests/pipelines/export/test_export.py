@@ -26,6 +26,7 @@ PLAIN = {
 }  # fmt: skip
 SAMPLINGS = {"plain": PLAIN, "guided": {**PLAIN, "guidance": 1.5}}
 PAPER = {
+    "name": "dsd",
     "params": 205_000_000,
     "data": "imagenet_256",
     "num_samples": 50_000,
@@ -73,8 +74,6 @@ def checkpoint(tmp_path, network, method, images):
         "fingerprint": "f" * 16,
         "inputs": {"images": images.fingerprint},
         "code": {"source": "s" * 16, "torch": torch.__version__},
-        "git_sha": "c" * 40,
-        "git_dirty": True,
     }
     return Checkpoint.write(
         tmp_path / "checkpoint",
@@ -161,9 +160,8 @@ def test_the_card_says_what_the_row_was_trained_with_and_where(catalog, checkpoi
     assert card.startswith("# dsd_b\n")
     assert "DSD: Diffusion as Self-Distillation (arXiv:2511.14716)" in card
     assert "64,058,350 images" in card
-    for fact in ("c" * 40, "f" * 16, "s" * 16, torch.__version__, checkpoint.about["sha256"]):
+    for fact in ("f" * 16, "s" * 16, torch.__version__, checkpoint.about["sha256"]):
         assert fact in card
-    assert "with edits that are not in it" in card
     assert "Apache-2.0" in card
     assert "DINOv3 License" in card
     parameters = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])

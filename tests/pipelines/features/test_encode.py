@@ -5,8 +5,8 @@ import torch
 from selfdistill.data.tokens import packed_dim, unpack_int8
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.files import publish_directory
-from selfdistill.networks.config import FeatureCacheConfig, TeacherConfig
 from selfdistill.networks.dinov3 import Teacher
+from selfdistill.networks.teacher_config import FeatureCacheConfig, TeacherConfig
 from selfdistill.pipelines.features.encode import features_job
 
 

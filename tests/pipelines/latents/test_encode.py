@@ -6,8 +6,8 @@ from selfdistill.data.config import LatentsConfig
 from selfdistill.data.latents import CONVENTIONS
 from selfdistill.data.loader import Loader
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.networks.config import VAEConfig
 from selfdistill.networks.vae import VAE
+from selfdistill.networks.vae_config import VAEConfig
 from selfdistill.pipelines.latents.encode import latents_job
 
 

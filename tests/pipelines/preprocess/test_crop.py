@@ -193,7 +193,7 @@ def test_other_parameters_or_images_start_anew_beside_the_old(crop, raw, caplog)
 
 def test_other_code_of_the_crop_starts_anew(crop, monkeypatch):
     before = crop().path
-    monkeypatch.setattr(crop_module, "source_fingerprint", lambda place: f"changed {place}")
+    monkeypatch.setattr(crop_module.Code, "fingerprint", lambda code: f"changed {code.modules}")
     assert crop().path != before
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from selfdistill.pipelines import report
 
 ENTRIES = [("dsd_b", "plain"), ("dsd_b", "guided"), ("dsd_s", "plain")]
+ROWS = ["dsd_b", "dsd_s"]
 IO = "selfdistill.io.report"
 
 pytestmark = pytest.mark.filterwarnings("ignore:One or more dataset names contain")
@@ -37,13 +38,12 @@ def catalog(tmp_path) -> DataCatalog:
         samplings = {"plain": {"fid": 4.25}, "guided": {"fid": 3.35}}
         paper = {"params": 1, "data": "imagenet_256", "num_samples": 50_000, "reference": None}
         paper["samplings"] = samplings
-        catalog[f"params:{row}.paper"] = MemoryDataset(paper)
-        catalog[f"params:{row}.data"] = MemoryDataset("digits_32")
+        catalog[f"params:{row}"] = MemoryDataset({"paper": paper, "data": "digits_32"})
     return catalog
 
 
 def test_a_report_is_made_before_anything_was_run(catalog, tmp_path):
-    SequentialRunner().run(report.create_pipeline("dsd", ENTRIES), catalog)
+    SequentialRunner().run(report.create_pipeline("dsd", ENTRIES, ROWS), catalog)
     names = sorted(path.name for path in (tmp_path / "dsd").iterdir())
     assert names == ["curves.png", "sheet.png", "table.csv", "table.html", "table.md"]
     frame = catalog.load("table_dsd")
@@ -72,7 +72,7 @@ def test_a_report_shows_what_was_run_and_logs_it(catalog, tmp_path, caplog):
     log.write_text(json.dumps({"nimg": 1, "loss": 2.0}) + "\n")
     catalog.save("dsd_b.curves", log)
     with caplog.at_level(logging.INFO, logger="selfdistill"):
-        SequentialRunner().run(report.create_pipeline("dsd", ENTRIES), catalog)
+        SequentialRunner().run(report.create_pipeline("dsd", ENTRIES, ROWS), catalog)
     frame = catalog.load("table_dsd")
     assert frame["fd_tiny"].fillna(-1).tolist() == [-1, 12.5, -1]
     assert frame["fid_ours"].isna().all()
@@ -82,10 +82,16 @@ def test_a_report_shows_what_was_run_and_logs_it(catalog, tmp_path, caplog):
 
 
 def test_the_table_comes_last_so_that_a_user_sees_it():
-    pipeline = report.create_pipeline("dsd", ENTRIES)
+    pipeline = report.create_pipeline("dsd", ENTRIES, ROWS)
     assert [node.name for node in pipeline.nodes][-1] == "tabulate_dsd"
 
 
 def test_nodes_are_plain_functions_whose_source_tools_can_find():
-    for node in report.create_pipeline("dsd", ENTRIES).nodes:
+    for node in report.create_pipeline("dsd", ENTRIES, ROWS).nodes:
         assert node.func.__module__ == "selfdistill.pipelines.report.nodes"
+
+
+def test_rows_that_are_not_trained_have_no_curves():
+    pipeline = report.create_pipeline("dsd", ENTRIES, ["dsd_s"])
+    assert {name for name in pipeline.inputs() if name.endswith(".curves")} == {"dsd_s.curves"}
+    assert "dsd_b.plain.metrics" in pipeline.inputs()

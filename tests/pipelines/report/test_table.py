@@ -59,8 +59,7 @@ def table(
         {
             "dsd_b.plain.metrics": plain,
             "dsd_b.guided.metrics": guided,
-            "params:dsd_b.paper": paper,
-            "params:dsd_b.data": data,
+            "params:dsd_b": {"paper": paper, "data": data},
         }
     )
 
@@ -208,7 +207,7 @@ def test_a_paper_without_numbers_for_a_sampling_leaves_its_cells_empty():
 def test_pages_bear_the_papers_title_and_a_paper_without_one_its_name(title, heading):
     made = table()
     assert made.markdown(title).startswith(f"# {heading}\n\nDifference is ours")
-    assert f"<h1>{heading}</h1>\n<p>Difference is ours" in made.html(title, {})
+    assert f"<h1>{heading}</h1>\n<p>Difference is ours" in made.html(title, {}, {})
 
 
 def test_the_markdown_page_holds_the_papers_table_whole_and_says_how_it_was_measured():
@@ -223,8 +222,8 @@ def test_the_markdown_page_holds_the_papers_table_whole_and_says_how_it_was_meas
 
 def test_a_row_name_keeps_its_underscores_and_digits():
     name = "issd_dsd_b_10"
-    inputs = {f"{name}.steps_10.metrics": None, f"params:{name}.paper": PAPER}
-    made = Table.collect({**inputs, f"params:{name}.data": "imagenet_256"})
+    parameters = {"paper": PAPER, "data": "imagenet_256"}
+    made = Table.collect({f"{name}.steps_10.metrics": None, f"params:{name}": parameters})
     assert (made.entries[0].row, made.entries[0].sampling) == (name, "steps_10")
 
 
@@ -261,20 +260,33 @@ class Checker(HTMLParser):
 
 def test_the_page_is_whole_needs_no_network_and_escapes_what_it_shows():
     pictures = {"Samples": "sheet.png", "Training curves": "curves.png"}
-    page = table(EXACT, TINY).html("DSD <Table 1>", pictures)
+    page = table(EXACT, TINY).html("DSD <Table 1>", pictures, {})
     checker = Checker()
     checker.feed(page)
     checker.close()
     assert checker.open == []
-    assert checker.links == ["sheet.png", "curves.png"]
+    assert [link for link in checker.links if link[0] != "#"] == ["sheet.png", "curves.png"]
     assert "script" not in checker.tags
     assert "http" not in page
     assert "DSD <Table 1>" in checker.seen
     assert "floor <127.5 x + 128>" in checker.seen
 
 
+def test_a_number_leads_to_what_it_was_made_from():
+    links = {"samples": "../<row>/<sampling>/grid.png", "lock": "locks/<row>/dvc.lock"}
+    page = table(EXACT, None).html("DSD", {}, links)
+    assert f'<a href="#dsd_b.plain">{EXACT["metrics"]["fid"]:.2f}</a>' in page
+    plain = page.split('<p id="dsd_b.plain">')[1].split("</p>")[0]
+    assert 'href="../dsd_b/plain/grid.png">samples' in plain
+    assert 'href="locks/dsd_b/dvc.lock">lock' in plain
+    guided = page.split('<p id="dsd_b.guided">')[1].split("</p>")[0]
+    assert "href" not in guided  # nobody has run it
+    assert "nobody has run it yet" in guided
+    assert "data: imagenet_256" in page.split("<summary>Parameters</summary>")[1]
+
+
 def test_every_line_of_the_page_has_as_many_cells_as_its_heading():
-    page = table(EXACT, TINY).html("DSD", {})
+    page = table(EXACT, TINY).html("DSD", {}, {})
     for part in page.split("<table>")[1:]:
         heading, body = part.split("</thead>")
         columns = heading.split("<tr>")[-1].count("<th")
@@ -284,7 +296,7 @@ def test_every_line_of_the_page_has_as_many_cells_as_its_heading():
 
 
 def test_the_heads_of_the_page_have_arrows_and_clean_classes():
-    page = table(EXACT, TINY).html("dsd", {})
+    page = table(EXACT, TINY).html("dsd", {}, {})
     assert '<th colspan="3" class="first">FID ↓</th>' in page
     assert '<th class="first sub">paper</th>' in page
     assert '<th class="sub">ours</th>' in page
@@ -295,4 +307,4 @@ def test_the_same_inputs_give_the_same_bytes():
     first, second = table(EXACT, TINY), table(EXACT, TINY)
     assert first.markdown("a") == second.markdown("a")
     assert first.csv() == second.csv()
-    assert first.html("a", {}) == second.html("a", {})
+    assert first.html("a", {}, {}) == second.html("a", {}, {})

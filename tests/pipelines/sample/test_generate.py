@@ -16,8 +16,6 @@ from selfdistill.pipelines.sample.config import SampleConfig
 from selfdistill.pipelines.sample.generate import generate_samples
 from selfdistill.pipelines.sample.grid import labelled_grid
 
-NAMES = [f"class_{label}" for label in range(5)]
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, network, method):
@@ -45,59 +43,59 @@ def pixels(shards):
     return shards.read(np.arange(len(shards)))
 
 
-def test_image_i_has_class_i_mod_k_and_its_own_noise(checkpoint, one_rank, tmp_path):
-    samples = generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path)
+def test_image_i_has_class_i_mod_k_and_its_own_noise(checkpoint, images, one_rank, tmp_path):
+    samples = generate_samples(checkpoint, images, config(), one_rank, tmp_path)
     assert len(samples) == 22
     assert samples.shape == (16, 16, 3)
     assert samples.labels.tolist() == [i % 5 for i in range(22)]
     assert samples.shard_sizes == [8, 8, 6]
     method = checkpoint.load(torch.device("cpu"))
     eps = Draws(4, torch.tensor([13])).normal("sample", *method.noise_shape())
-    x = method.sample(eps, torch.tensor([3]), config())
+    x = method.sample(eps, torch.tensor([3]), config(), Draws(4, torch.tensor([13])))
     expected = quantise(x)[0].numpy().astype(int)
     assert np.abs(samples.read([13])[0].astype(int) - expected).max() <= 1
 
 
 def test_repeats_are_sets_with_the_same_classes_and_noise_of_their_own(
-    checkpoint, one_rank, tmp_path
+    checkpoint, images, one_rank, tmp_path
 ):
     repeats = config(num_images=7, repeats=3)
-    samples = generate_samples(checkpoint, NAMES, repeats, one_rank, tmp_path)
+    samples = generate_samples(checkpoint, images, repeats, one_rank, tmp_path)
     assert samples.labels.tolist() == [0, 1, 2, 3, 4, 0, 1] * 3
     assert len(np.unique(pixels(samples).reshape(21, -1), axis=0)) == 21
-    first = generate_samples(checkpoint, NAMES, config(num_images=7), one_rank, tmp_path / "one")
+    first = generate_samples(checkpoint, images, config(num_images=7), one_rank, tmp_path / "one")
     difference = np.abs(pixels(samples)[:7].astype(int) - pixels(first).astype(int))
     assert difference.max() <= 1
 
 
-def test_batches_and_shards_do_not_matter(checkpoint, one_rank, tmp_path):
-    one = generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path / "one")
+def test_batches_and_shards_do_not_matter(checkpoint, images, one_rank, tmp_path):
+    one = generate_samples(checkpoint, images, config(), one_rank, tmp_path / "one")
     two = generate_samples(
-        checkpoint, NAMES, config(batch_size=5, shard_size=22), one_rank, tmp_path / "two"
+        checkpoint, images, config(batch_size=5, shard_size=22), one_rank, tmp_path / "two"
     )
     difference = np.abs(pixels(one).astype(int) - pixels(two).astype(int))
     assert difference.max() <= 1  # a rounding at the edge of a grey level
     assert (difference > 0).mean() < 0.01
 
 
-def test_two_ranks_write_the_bytes_of_one(checkpoint, one_rank, tmp_path, monkeypatch):
+def test_two_ranks_write_the_bytes_of_one(checkpoint, images, one_rank, tmp_path, monkeypatch):
     """With one thread each: how many threads share a product decides the order of its sums."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    one = generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path / "one")
+    one = generate_samples(checkpoint, images, config(), one_rank, tmp_path / "one")
     torch.set_num_threads(before)
     two = generate_samples(
-        checkpoint, NAMES, config(), DistributedConfig(device="cpu", num_ranks=2), tmp_path / "two"
+        checkpoint, images, config(), DistributedConfig(device="cpu", num_ranks=2), tmp_path / "two"
     )
     digests = [[entry["sha256"] for entry in s.header["shards"]] for s in (one, two)]
     assert digests[0] == digests[1]
 
 
 def test_a_killed_job_goes_on_at_the_first_missing_shard(
-    checkpoint, one_rank, tmp_path, monkeypatch
+    checkpoint, images, one_rank, tmp_path, monkeypatch
 ):
-    whole = generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path / "whole")
+    whole = generate_samples(checkpoint, images, config(), one_rank, tmp_path / "whole")
 
     class Killed(BaseException):
         pass
@@ -113,7 +111,7 @@ def test_a_killed_job_goes_on_at_the_first_missing_shard(
 
     monkeypatch.setattr(output.ShardWriter, "append", stop)
     with pytest.raises(Killed):
-        generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path / "broken")
+        generate_samples(checkpoint, images, config(), one_rank, tmp_path / "broken")
     (directory,) = [path for path in (tmp_path / "broken").iterdir() if path.is_dir()]
     assert [file.name for file in directory.glob("*.arrow")] == ["shard-00000.arrow"]
     assert not list(directory.glob(".*.tmp"))
@@ -124,15 +122,15 @@ def test_a_killed_job_goes_on_at_the_first_missing_shard(
         "append",
         lambda self, key, label, row: again.append(key) or append(self, key, label, row),
     )
-    resumed = generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path / "broken")
+    resumed = generate_samples(checkpoint, images, config(), one_rank, tmp_path / "broken")
     assert again == [f"{i:08d}" for i in range(8, 22)]
     assert [e["sha256"] for e in resumed.header["shards"]] == [
         e["sha256"] for e in whole.header["shards"]
     ]
 
 
-def test_the_header_says_where_the_samples_come_from(checkpoint, one_rank, tmp_path):
-    samples = generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path)
+def test_the_header_says_where_the_samples_come_from(checkpoint, images, one_rank, tmp_path):
+    samples = generate_samples(checkpoint, images, config(), one_rank, tmp_path)
     about = Shards.open(samples.path).header["about"]
     assert about["checkpoint"] == checkpoint.about["sha256"]
     assert about["sample"]["guidance"] == 2.0
@@ -140,8 +138,10 @@ def test_the_header_says_where_the_samples_come_from(checkpoint, one_rank, tmp_p
     assert about["nfe"] == 3
 
 
-def test_the_grid_shows_samples_beside_the_name_of_their_class(checkpoint, one_rank, tmp_path):
-    samples = generate_samples(checkpoint, NAMES, config(), one_rank, tmp_path)
+def test_the_grid_shows_samples_beside_the_name_of_their_class(
+    checkpoint, images, one_rank, tmp_path
+):
+    samples = generate_samples(checkpoint, images, config(), one_rank, tmp_path)
     grid = labelled_grid(samples)
     assert grid.mode == "RGB"
     cell = 64

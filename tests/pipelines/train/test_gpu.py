@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from selfdistill.data.loader import Batch
-from selfdistill.distributed import joined
+from selfdistill.distributed import Job, joined
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.draws import Draws
 from selfdistill.files import write_json
@@ -30,7 +30,7 @@ def in_process(monkeypatch):
     one_rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     for name, value in one_rank.items():
         monkeypatch.setenv(name, value)
-    with joined("cuda") as world:
+    with joined(Job("", "", "cuda")) as (_, world):
 
         def run_here(run, directory, spec, _):
             file = directory.with_suffix(".json")
@@ -39,7 +39,6 @@ def in_process(monkeypatch):
 
         monkeypatch.setattr("selfdistill.pipelines.train.job.run_job", run_here)
         yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

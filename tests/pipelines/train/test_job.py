@@ -15,12 +15,16 @@ from safetensors.torch import load_file
 
 from selfdistill import files
 from selfdistill.data.loader import Batch
+from selfdistill.distributed import World, run_job
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.draws import Draws
 from selfdistill.methods.checkpoint import Checkpoint
-from selfdistill.networks.config import TeacherConfig
+from selfdistill.networks.teacher_config import TeacherConfig
 from selfdistill.pipelines.features.encode import features_job
+from selfdistill.pipelines.train.config import NEUTRAL
+from selfdistill.pipelines.train.curves import Means
 from selfdistill.pipelines.train.job import train_row
+from selfdistill.pipelines.train.loop import State
 
 FILES = ("weights.safetensors", "checkpoint.json", "curves.jsonl")
 
@@ -200,7 +204,9 @@ def test_a_changed_parameter_starts_anew_and_says_so(run, tmp_path, caplog, monk
 
 def test_a_finished_training_leaves_nothing_but_the_checkpoint(run, tmp_path):
     checkpoint = run(tmp_path)
-    assert folders(tmp_path) == [checkpoint.path]
+    speed = checkpoint.path.with_suffix(".speed.jsonl")
+    left = {path for path in tmp_path.iterdir() if path.name != ".lock"}
+    assert left == {checkpoint.path, speed}
     assert sorted(file.name for file in checkpoint.path.iterdir()) == sorted(FILES)
     for file in ("checkpoint.json", "curves.jsonl"):
         assert str(tmp_path) not in (checkpoint.path / file).read_text()
@@ -215,6 +221,36 @@ def test_a_finished_training_that_was_not_fetched_is_not_repeated(run, tmp_path,
     first = content(run(tmp_path))
     monkeypatch.setattr("selfdistill.pipelines.train.job.run_job", None)
     assert content(run(tmp_path)) == first
+
+
+def test_ranks_that_are_started_after_the_end_leave_it_alone(run, tmp_path, monkeypatch):
+    """As when one of them is lost once the checkpoint has its name."""
+
+    def twice(*arguments):
+        for _ in range(2):
+            run_job(*arguments)
+            (finished,) = tmp_path.glob("*.finished")
+            made.append(content(Checkpoint.open(finished)))
+
+    made = []
+    monkeypatch.setattr("selfdistill.pipelines.train.job.run_job", twice)
+    run(tmp_path)
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("size", [3, 6, 24])
+def test_means_that_ranks_take_up_again_add_up_to_the_same_bits(tmp_path, size):
+    saved = {
+        "x": torch.rand(99, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    }
+    net = torch.nn.Linear(1, 1)
+    State(net, {}, means=Means(saved)).save(tmp_path, World(0, 1, torch.device("cpu")))
+    totals = torch.zeros(99, 3, dtype=torch.float64)
+    for rank in range(size):
+        state = State(net, {})
+        state.load(tmp_path, World(rank, size, torch.device("cpu")))
+        totals += state.means.totals["x"]
+    assert torch.equal(totals, saved["x"])
 
 
 def poisoned_in(steps):
@@ -246,12 +282,12 @@ def test_a_step_whose_gradient_is_not_finite_changes_no_weight_and_is_counted(
     run, tmp_path, monkeypatch, caplog
 ):
     """Nor a momentum, nor an optimizer's count; the mean leaves the bad image out."""
-    from selfdistill.pipelines.train import loop
+    from selfdistill.pipelines.train import optim
 
     states = []
-    original = loop.apply_gradients
+    original = optim.apply_gradients
 
-    def watch(trained, optimizers, max_norm):
+    def watch(trained, optimizers, *others):
         def content():
             parameters = [p.detach().clone() for p in trained]
             buffers = [
@@ -263,13 +299,13 @@ def test_a_step_whose_gradient_is_not_finite_changes_no_weight_and_is_counted(
             return parameters + buffers
 
         before = content()
-        norm = original(trained, optimizers, max_norm)
+        norm = original(trained, optimizers, *others)
         after = content()
         same = len(before) == len(after) and all(map(torch.equal, before, after))
         states.append((bool(norm.isfinite()), same))
         return norm
 
-    monkeypatch.setattr(loop, "apply_gradients", watch)
+    monkeypatch.setattr(optim, "apply_gradients", watch)
     monkeypatch.setattr("selfdistill.methods.dsd.DSD.loss", poisoned_in({4, 9}))
     checkpoint = run(tmp_path)
     assert [step for step, (finite, _) in enumerate(states) if not finite] == [4, 9]
@@ -315,10 +351,10 @@ def test_latents_that_overflow_in_a_probe_end_no_training(network, method):
     json.dumps(found, allow_nan=False)
 
 
-def test_recomputing_activations_changes_no_bit(run, tmp_path):
-    kept, again = run(tmp_path / "kept"), run(tmp_path / "again", recompute_activations=True)
-    for file in ("weights.safetensors", "curves.jsonl"):
-        assert content(kept)[file] == content(again)[file]
+@pytest.mark.parametrize("neutral", [{"recompute_activations": True}, {"checkpoint_nimg": 16}])
+def test_recomputing_activations_and_saving_more_often_change_no_byte(run, tmp_path, neutral):
+    assert neutral.keys() <= NEUTRAL
+    assert content(run(tmp_path / "kept")) == content(run(tmp_path / "again", **neutral))
 
 
 def test_recomputing_activations_keeps_fewer_of_them(network, method):

@@ -7,7 +7,6 @@ order: any number of ranks, each with the same number of threads, gives the same
 import json
 import logging
 import math
-import pickle
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,16 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from selfdistill.data.image_set import ImageSet
+from selfdistill.data.image_set import ImageSet, open_image_set
 from selfdistill.data.loader import read_ahead
 from selfdistill.distributed import World, pick_device, run_job
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.files import (
-    atomic_path,
     fingerprint,
     job,
     read_arrays,
-    source_fingerprint,
     write_arrays,
 )
 from selfdistill.metrics.config import EvaluationConfig
@@ -37,17 +34,14 @@ from selfdistill.metrics.metric import Need
 from selfdistill.metrics.statistics import RunningStatistics, Statistics
 from selfdistill.metrics.tiny import TinyExtractor
 from selfdistill.progress import progress
+from selfdistill.sources import Code
 
 logger = logging.getLogger(__name__)
 
-_SCIENCE = (
-    "data/image_folder.py", "data/image_set.py", "data/npz_images.py", "data/shards.py", "metrics",
-    "networks/dinov2.py", "networks/inception.py", "networks/inception_graph.py",
-    "networks/weights.py", "pipelines/evaluate",
-)  # fmt: skip
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "timm", "pillow", "clean-fid")
 # 24 divides among 1, 2, 3, 4, 6, 8, 12 or 24 ranks; a piece's covariances take 70 MB.
 _NUM_PIECES = 24
+_CHOSEN = "chosen.npz"
 _BATCHES_PER_PIECE = 8  # or more
 
 
@@ -96,7 +90,7 @@ class Collector:
             "needs": sorted(needs),
             "extractors": self.protocol(needs),
             "batch_size": self.config.batch_size,
-            "source": source_fingerprint(*_SCIENCE),
+            "source": Code([__name__]).fingerprint(),
             "libraries": [version(name) for name in LIBRARIES],
         }
         with job(self.scratch, fingerprint(decisive)) as directory:
@@ -140,9 +134,10 @@ class Collector:
         """Have the missing pieces made and return the files of all, in order."""
         pieces = _cut(len(indices), self.config.batch_size)
         if missing := [piece for piece in pieces if not _piece(directory, piece[0]).is_file()]:
-            with atomic_path(directory / "images.pickle") as temporary:
-                temporary.write_bytes(pickle.dumps((images, indices)))
+            write_arrays(directory / _CHOSEN, {"indices": indices})
             spec = {
+                "images": str(images.path),
+                "num_images": len(images),
                 "needs": needs,
                 "weights": {name: str(file) for name, file in self.weights.items()},
                 "profile": self.config.profile,
@@ -157,8 +152,13 @@ def run(spec: Path, world: World) -> None:
     """Collect this rank's share of the missing pieces."""
     values = json.loads(spec.read_text(encoding="utf-8"))
     directory = Path(values["directory"])
-    # A handle that the starter has opened and checked, written by itself a moment ago.
-    images, indices = pickle.loads((directory / "images.pickle").read_bytes())
+    images = open_image_set(Path(values["images"]))
+    if len(images) != values["num_images"]:
+        raise ValueError(
+            f"{images.path} holds {len(images)} images, and held {values['num_images']} a moment "
+            "ago: run again when nobody changes it"
+        )
+    indices = read_arrays(directory / _CHOSEN)["indices"]
     needs = [Need(*need) for need in values["needs"]]
     taps: dict[Any, set[str]] = {}
     for need in needs:

@@ -24,13 +24,12 @@ _USE = """\
 ```python
 from selfdistill.methods.release import Release
 {name} = Release.open(".")  # this directory; device="cuda" for a GPU
-x = {name}.sample({labels}); z = {name}.encode(x); x = {name}.decode(z)
+x = {name}.sample({labels}){autoencoder}
 ```
 
-Images are uint8 of {resolution} x {resolution} pixels, latents {tokens} tokens of {channels}
-channels each. `sample` takes class indices, 0 to {last}, whose names are in `config.json`. By
-default it samples as `{sampling}` below; anything else is a keyword:
-`{name}.sample({labels}, seed=1, guidance=3.0, num_steps=50)`.
+Images are uint8{latents}. `sample` takes class indices, 0 to {last}, whose names are in
+`config.json`. By default it samples as `{sampling}` below; anything else is a keyword:
+`{name}.sample({labels}, seed=1, guidance=3.0)`.
 """
 _LICENCE = """\
 The code is under Apache-2.0. The training images and the teacher have terms of their own, which
@@ -115,16 +114,25 @@ class Card:
     def markdown(self) -> str:
         """Return the card."""
         network, method = self.about["network"], self.about["method"]
+        name, encodes = method["name"], method["name"] == "dsd"
+        what, latents = "the network that samples", ""
+        if encodes:
+            what = "one network that encodes, decodes and samples"
+            tokens = (network["resolution"] // network["patch_size"]) ** 2
+            latents = (
+                f" of {network['resolution']} x {network['resolution']} pixels, latents {tokens} "
+                f"tokens of {network['latent_dim']}\nchannels each"
+            )
         use = _USE.format(
-            name=method["name"],
+            name=name,
             labels=[207, 88] if network["num_classes"] > 207 else [1, 0],
-            resolution=network["resolution"],
-            tokens=(network["resolution"] // network["patch_size"]) ** 2,
-            channels=network["latent_dim"],
+            autoencoder=f"; z = {name}.encode(x); x = {name}.decode(z)" if encodes else "",
+            latents=latents,
             last=network["num_classes"] - 1,
             sampling=_default_name(self.paper, self.samplings),
         )
-        title = PAPERS[method["name"]]
+        averaged = method.get("ema_decay", 0) > 0
+        title = PAPERS[self.paper["name"]]
         nimg = f"{self.about['nimg']:,}"
         parameters = {
             "data": self.data,
@@ -134,8 +142,8 @@ class Card:
         return "\n".join(
             [
                 f"# {self.row}\n",
-                f"Row `{self.row}` of {title},\ntrained on {self.data} for {nimg} images: one "
-                "network that encodes, decodes and samples.\nThe weights are the averaged ones.\n",
+                f"Row `{self.row}` of {title},\ntrained on {self.data} for {nimg} images: {what}."
+                + ("\nThe weights are the averaged ones.\n" if averaged else "\n"),
                 "## Use\n",
                 use,
                 "## Numbers\n",
@@ -182,9 +190,7 @@ class Card:
     def _origin(self) -> Iterator[tuple[str, str]]:
         """Yield what is known of the making."""
         about = self.about
-        sha = str(about.get("git_sha", "not known"))
         code = about.get("code", {})
-        yield "commit", sha + (", with edits that are not in it" if about.get("git_dirty") else "")
         yield "source", str(code.get("source", "not known"))
         yield "torch", str(code.get("torch", "not known"))
         yield "training", str(about.get("fingerprint", "not known"))

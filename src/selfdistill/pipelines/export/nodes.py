@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfdistill.networks.vae_config import decoder_of
+
 if TYPE_CHECKING:
     from selfdistill.data.shards import Shards
     from selfdistill.methods.checkpoint import Checkpoint
@@ -18,9 +20,11 @@ def export(
     data: str,
     samplings: dict[str, Any],
     scratch: Path,
+    latents: Any = None,
+    vae: Any = None,
     **metrics: dict[str, Any] | None,
 ) -> Release:
-    """Write a checkpoint's averaged network to a directory that others can use.
+    """Write the network of a checkpoint that samples to a directory that others can use.
 
     Args:
         checkpoint: Trained weights.
@@ -30,6 +34,8 @@ def export(
         samplings: The row's samplings, as written; the one for which the paper has the lowest FID
             becomes the release's default, and without the paper's figures the first.
         scratch: Where the release is written.
+        latents: The set of latents that the row lives in, as written; None: it makes images.
+        vae: What decodes them, as written.
         metrics: By "<row>.<sampling>.metrics", the evaluate stage's dict, or None: not run yet.
 
     Returns:
@@ -41,8 +47,8 @@ def export(
     from selfdistill.methods.release import Release
     from selfdistill.pipelines.export.card import Card, default_sampling
 
-    trained_on = checkpoint.about.get("inputs", {}).get("images", images.fingerprint)
-    if trained_on != images.fingerprint:
+    of = checkpoint.about.get("inputs", {}).get("images", images.fingerprint)
+    if latents is None and of != images.fingerprint:
         raise ValueError(
             f"{checkpoint.path} was trained on other images than {images.path} holds, so its "
             "classes may be others: run the train stage again"
@@ -54,4 +60,5 @@ def export(
         class_names=images.class_names,
         sampling=default_sampling(paper, samplings),
         card=card.markdown(),
+        decoder=decoder_of(latents, vae),
     )

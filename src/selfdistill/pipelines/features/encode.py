@@ -13,13 +13,9 @@ from selfdistill.data.shards import Shards
 from selfdistill.data.tokens import pack_int8, packed_dim
 from selfdistill.distributed import World
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.files import source_fingerprint
-from selfdistill.networks.config import TeacherConfig
 from selfdistill.networks.dinov3 import Teacher
-
-_SOURCES = (
-    "data/encoding.py", "data/tokens.py", "networks/dinov3.py", "pipelines/features/encode.py"
-)  # fmt: skip
+from selfdistill.networks.teacher_config import TeacherConfig
+from selfdistill.sources import Code
 
 
 def features_job(images: Shards, config: TeacherConfig, distributed: DistributedConfig) -> ShardJob:
@@ -48,7 +44,7 @@ def features_job(images: Shards, config: TeacherConfig, distributed: Distributed
             **config.model_dump(mode="json", exclude={"batch_size", "weights", "seed"}),
             "weights_sha256": teacher.digest(),
         },
-        "source": source_fingerprint(*_SOURCES),
+        "source": Code([__name__]).fingerprint(),
         "timm": timm.__version__,
     }
     spec = {"teacher": config.model_dump(mode="json")}

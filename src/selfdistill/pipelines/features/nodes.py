@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.networks.config import TeacherConfig
+from selfdistill.networks.teacher_config import TeacherConfig
 
 if TYPE_CHECKING:
     from selfdistill.data.shards import Shards

@@ -15,13 +15,9 @@ from selfdistill.data.shard_job import ShardJob
 from selfdistill.data.shards import Shards
 from selfdistill.distributed import World
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.files import source_fingerprint
-from selfdistill.networks.config import VAEConfig
 from selfdistill.networks.vae import VAE
-
-_SOURCES = (
-    "data/encoding.py", "data/latents.py", "networks/vae.py", "pipelines/latents/encode.py"
-)  # fmt: skip
+from selfdistill.networks.vae_config import VAEConfig
+from selfdistill.sources import Code
 
 
 def latents_job(
@@ -58,7 +54,7 @@ def latents_job(
             **vae.model_dump(mode="json", include={"downsampling", "latent_channels"}),
             "weights_sha256": network.digest(),
         },
-        "source": source_fingerprint(*_SOURCES),
+        "source": Code([__name__]).fingerprint(),
         "diffusers": version("diffusers"),
     }
     spec = {"latents": config.model_dump(mode="json"), "vae": vae.model_dump(mode="json")}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfdistill.data.config import LatentsConfig
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.networks.config import VAEConfig
+from selfdistill.networks.vae_config import VAEConfig
 
 if TYPE_CHECKING:
     from selfdistill.data.shards import Shards

@@ -20,9 +20,10 @@ from selfdistill.data.raw import Reader
 from selfdistill.data.shard_job import ShardJob
 from selfdistill.data.shard_writer import ShardWriter
 from selfdistill.data.shards import Shards
-from selfdistill.files import fingerprint, source_fingerprint
+from selfdistill.files import fingerprint
 from selfdistill.pipelines.preprocess.pool import work_off
 from selfdistill.progress import progress
+from selfdistill.sources import Code
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def crop_job(raw: Reader, config: PreprocessConfig, num_workers: int) -> ShardJo
             config.crop,
             side,
             config.shard_size,
-            source_fingerprint("data/crops.py"),
+            Code([decode_rgb.__module__]).fingerprint(),
             _DECODER,
         ),
         what=f"images of {side} x {side}",

@@ -19,7 +19,7 @@ def tabulate(**inputs: Any) -> Table:
 
     Args:
         inputs: By catalog name, "<row>.<sampling>.metrics": the evaluate stage's dict or None;
-            "params:<row>.paper": the row's `PaperConfig`, as written; "params:<row>.data".
+            "params:<row>": all parameters of the row.
     """
     table = Table.collect(inputs)
     logger.info("Measured so far:\n%s", table.text())
@@ -114,6 +114,47 @@ def draw_sweep(record: dict[str, Any]) -> Image:
     from selfdistill.pipelines.report import sweep
 
     return sweep.draw_sweep(record)
+
+
+def collect_figure(**inputs: Any) -> dict[str, Any]:
+    """Put together what a figure shows.
+
+    Args:
+        inputs: By catalog name, "<row>.<sampling>.metrics": the evaluate stage's dict or None;
+            "params:<row>": all parameters of the row; "params:figures.<name>": the figure.
+
+    Returns:
+        JSON values: metric, x, and points by caption.
+
+    Raises:
+        ValueError: If a row has no number at the figure's x.
+    """
+    from selfdistill.pipelines.report.figure import collect_points
+    from selfdistill.pipelines.report.figure_config import FigureConfig
+
+    (params,) = (name for name in inputs if name.startswith("params:figures."))
+    results = {
+        name.removesuffix(".metrics"): result
+        for name, result in inputs.items()
+        if name.endswith(".metrics")
+    }
+    rows = {
+        name.removeprefix("params:"): as_written(row)
+        for name, row in inputs.items()
+        if name.startswith("params:") and name != params
+    }
+    return collect_points(FigureConfig.model_validate(as_written(inputs[params])), results, rows)
+
+
+def draw_figure(record: dict[str, Any]) -> Image:
+    """Draw a figure.
+
+    Args:
+        record: What `collect_figure` returned.
+    """
+    from selfdistill.pipelines.report.figure import draw_lines
+
+    return draw_lines(record)
 
 
 def _by_row(curves: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,15 @@
-"""The stage as lists: a paper's table, sheet of samples and curves; a study; a row's sweep."""
+"""The stage as lists: a paper's table, sheet of samples and curves; a study; a sweep; a figure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from kedro.pipeline import Node, Pipeline
 
 from selfdistill.pipelines.report import nodes
 
 
-def create_pipeline(paper: str, entries: Sequence[tuple[str, str]]) -> Pipeline:
+def create_pipeline(
+    paper: str, entries: Sequence[tuple[str, str]], trained: Collection[str]
+) -> Pipeline:
     """Build the report of one paper.
 
     The nodes take any number of keyword arguments, each named as the catalog entry that fills it:
@@ -16,6 +18,7 @@ def create_pipeline(paper: str, entries: Sequence[tuple[str, str]]) -> Pipeline:
     Args:
         paper: Name of the paper's method, e.g. "dsd"; ends the names of nodes and outputs.
         entries: Lines of the table in order, each a row and one of its samplings.
+        trained: The rows that are trained, and have curves.
     """
     rows = list(dict.fromkeys(row for row, _ in entries))
     samplings = [f"{row}.{sampling}" for row, sampling in entries]
@@ -29,14 +32,14 @@ def create_pipeline(paper: str, entries: Sequence[tuple[str, str]]) -> Pipeline:
             ),
             Node(
                 nodes.draw_curves,
-                inputs=_by_name(f"{row}.curves" for row in rows),
+                inputs=_by_name(f"{row}.curves" for row in rows if row in trained),
                 outputs=f"curves_{paper}",
                 name=f"draw_curves_{paper}",
             ),
             Node(
                 nodes.tabulate,
                 inputs=_by_name(f"{sampling}.metrics" for sampling in samplings)
-                | _by_name(f"params:{row}.{key}" for row in rows for key in ("paper", "data")),
+                | _by_name(f"params:{row}" for row in rows),
                 outputs=f"table_{paper}",
                 name=f"tabulate_{paper}",
             ),
@@ -92,6 +95,34 @@ def create_sweep_pipeline(row: str, points: Sequence[str]) -> Pipeline:
                 inputs=f"{row}.sweep",
                 outputs=f"{row}.sweep_figure",
                 name=f"draw_sweep_{row}",
+            ),
+        ]
+    )
+
+
+def create_figure_pipeline(figure: str, samplings: Sequence[str], rows: Sequence[str]) -> Pipeline:
+    """Build a figure of one metric over what samplings differ in.
+
+    Args:
+        figure: Its name; "params:figures.<name>" says what it shows.
+        samplings: What it shows, as <row>.<sampling>.
+        rows: Whose they are.
+    """
+    inputs = _by_name(f"{sampling}.metrics" for sampling in samplings)
+    inputs |= _by_name(f"params:{name}" for name in (*rows, f"figures.{figure}"))
+    return Pipeline(
+        [
+            Node(
+                nodes.collect_figure,
+                inputs=inputs,
+                outputs=f"summary_{figure}",
+                name=f"collect_{figure}",
+            ),
+            Node(
+                nodes.draw_figure,
+                inputs=f"summary_{figure}",
+                outputs=f"figure_{figure}",
+                name=f"draw_{figure}",
             ),
         ]
     )

@@ -20,6 +20,9 @@ th.text, td.text { text-align: left; }
 thead { background: var(--soft); } thead th { font-weight: 600; }
 tr.group th { border-bottom: 0; text-align: center; }
 th.sub { font-weight: 400; color: var(--quiet); } .first { border-left: 1px solid var(--line); }
+td a { color: inherit; text-decoration: none; } td a:hover { text-decoration: underline; }
+pre { background: var(--soft); padding: .75rem; overflow-x: auto; font-size: .85rem; }
+:target { outline: 2px solid var(--line); outline-offset: .5rem; }
 img { max-width: 100%; border: 1px solid var(--line); background: white; }
 """.strip()
 
@@ -32,11 +35,13 @@ class Grid:
         heads: Heading of each column: its group, empty where it has none, and its name.
         lines: Cells, one tuple a line, as long as `heads`.
         num_text: How many columns, from the left, are text; the rest are numbers.
+        anchors: Where on the page the cells of each line lead to; none: nowhere.
     """
 
     heads: tuple[tuple[str, str], ...]
     lines: tuple[tuple[str, ...], ...]
     num_text: int
+    anchors: tuple[str, ...] = ()
 
 
 def to_markdown(grid: Grid) -> str:
@@ -69,6 +74,7 @@ def to_html(grid: Grid) -> str:
     for number in range(1, len(grid.heads)):
         if grid.heads[number][0] != grid.heads[number - 1][0]:
             kinds[number] = f"{kinds[number]} first".strip()
+    anchors = grid.anchors or ("",) * len(grid.lines)
     groups = [(group, len(list(same))) for group, same in groupby(group for group, _ in grid.heads)]
     top = "".join(
         f'<th colspan="{span}"{_class("first" if group else "")}>{html.escape(group)}</th>'
@@ -81,11 +87,11 @@ def to_html(grid: Grid) -> str:
     body = "\n".join(
         "<tr>"
         + "".join(
-            f"<td{_class(kind)}>{html.escape(cell)}</td>"
+            f"<td{_class(kind)}>{_linked(cell, anchor)}</td>"
             for kind, cell in zip(kinds, line, strict=True)
         )
         + "</tr>"
-        for line in grid.lines
+        for line, anchor in zip(grid.lines, anchors, strict=True)
     )
     head = f"<tr>{heads}</tr>"
     if any(group for group, _ in groups):
@@ -118,6 +124,11 @@ def to_page(title: str, sections: Sequence[tuple[str, str]], pictures: Mapping[s
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
+
+
+def _linked(cell: str, anchor: str) -> str:
+    text = html.escape(cell)
+    return f'<a href="#{html.escape(anchor)}">{text}</a>' if cell and anchor else text
 
 
 def _class(*names: str) -> str:

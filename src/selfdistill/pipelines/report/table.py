@@ -7,14 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from selfdistill.base_config import as_written
 from selfdistill.methods.config import PAPERS
 from selfdistill.metrics.config import METRICS
+from selfdistill.pipelines.report.origin import origins
 from selfdistill.pipelines.report.render import Grid, to_html, to_markdown, to_page, to_text
 
 # Made for small data; no paper has them.
 _SMALL = ("fd_tiny", "class_accuracy")
 _ARROWS = {"lower": "↓", "higher": "↑"}
 _OTHER_HEADING = "Not comparable with the paper: other data, samples, reference or metrics"
+_ORIGIN_HEADING = "Where the numbers come from"
 _PROTOCOL_HEADING = "How it was measured"
 _NOTE = (
     "Difference is ours minus the paper's. A cell is empty where the paper gives no number or "
@@ -37,6 +40,7 @@ class Entry:
         baselines: By metric, the numbers to read `other` by, by name.
         spread: Standard deviation by metric over repeats; empty when there was one evaluation.
         protocol: How ours or `other` were measured; empty when nobody has run the row.
+        parameters: All parameters of the row, as written.
     """
 
     row: str
@@ -48,14 +52,14 @@ class Entry:
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     spread: Mapping[str, float] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls,
         row: str,
         sampling: str,
-        paper: Mapping[str, Any],
-        data: str,
+        parameters: Mapping[str, Any],
         result: Mapping[str, Any] | None,
     ) -> Self:
         """Put the paper's numbers and the evaluate stage's where they may stand.
@@ -63,13 +67,13 @@ class Entry:
         Args:
             row: The row.
             sampling: The sampling.
-            paper: The row's `PaperConfig`, as written.
-            data: The dataset that the row was run on.
+            parameters: The row's, as written.
             result: What the evaluate stage made; None: nobody has run the row.
         """
+        paper, data = parameters["paper"], parameters["data"]
         known = (row, sampling, paper["params"], paper["samplings"].get(sampling, {}))
         if result is None:
-            return cls(*known)
+            return cls(*known, parameters=parameters)
         metrics, protocol = result["metrics"], result["protocol"]
         published = protocol["reference"]["published"]
         reference = published["file"] or "unknown" if published else None
@@ -83,12 +87,18 @@ class Entry:
             baselines=result["baselines"],
             spread=result.get("std", {}),
             protocol=protocol,
+            parameters=parameters,
         )
 
     @property
     def nfe(self) -> int | None:
         """Network evaluations per sample, as the sampler recorded them."""
         return self.protocol.get("samples", {}).get("nfe")
+
+    @property
+    def anchor(self) -> str:
+        """Where its origin stands on the page."""
+        return f"{self.row}.{self.sampling}"
 
     def compared(self, metric: str) -> tuple[float | None, float | None, float | None]:
         """Return the paper's number, ours, and ours minus the paper's."""
@@ -114,15 +124,14 @@ class Table:
 
         Args:
             inputs: By catalog name, "<row>.<sampling>.metrics": the evaluate stage's dict or None,
-                in the order of the lines; "params:<row>.paper": the row's `PaperConfig`, as
-                written; and "params:<row>.data": its dataset.
+                in the order of the lines; and "params:<row>": all parameters of the row.
         """
         entries = []
         for name, result in inputs.items():
             if not name.startswith("params:"):
                 row, sampling = name.removesuffix(".metrics").rsplit(".", 1)
-                paper, data = inputs[f"params:{row}.paper"], inputs[f"params:{row}.data"]
-                entries.append(Entry.of(row, sampling, paper, data, result))
+                parameters = as_written(inputs[f"params:{row}"])
+                entries.append(Entry.of(row, sampling, parameters, result))
         return cls(tuple(entries))
 
     def paper_table(self) -> str:
@@ -166,15 +175,18 @@ class Table:
         writer.writerows(lines)
         return text.getvalue()
 
-    def html(self, title: str, pictures: Mapping[str, str]) -> str:
-        """Return a page that needs neither network nor script.
+    def html(self, title: str, pictures: Mapping[str, str], links: Mapping[str, str]) -> str:
+        """Return a page that needs neither network nor script; each number leads to its origin.
 
         Args:
             title: Heading of the page; a key of `PAPERS` stands for that paper's.
             pictures: Captions and links, relative to the page.
+            links: What an origin leads to, by caption, with <row> and <sampling> in the places of
+                the names; relative to the page.
         """
         sections = [("", f"<p>{html.escape(_NOTE)}</p>\n{to_html(self._paper_grid())}")]
         sections += [(heading, to_html(grid)) for heading, grid in self._sections()]
+        sections.append((_ORIGIN_HEADING, origins(self.entries, links)))
         return to_page(_heading(title), sections, pictures)
 
     def text(self) -> str:
@@ -212,13 +224,13 @@ class Table:
         heads = [("", "row"), ("", "sampling"), ("", "params paper (M)"), ("", "NFE")]
         for metric in metrics:
             heads += [(_head(metric), name) for name in ("paper", "ours", "difference")]
-        lines = []
-        for entry in (entry for entry in self.entries if entry.paper or entry.ours):
+        lines, shown = [], [entry for entry in self.entries if entry.paper or entry.ours]
+        for entry in shown:
             cells = [cell for metric in metrics for cell in _comparison(entry, metric)]
             # A row shrunk to tiny data takes other steps: its NFE would mislead beside the paper's.
             nfe = _count(entry.nfe if entry.ours else None)
             lines.append((entry.row, entry.sampling, f"{entry.params / 1e6:.4g}", nfe, *cells))
-        return Grid(tuple(heads), tuple(lines), num_text=2)
+        return Grid(tuple(heads), tuple(lines), 2, tuple(entry.anchor for entry in shown))
 
     def _other_grid(self) -> Grid:
         columns = self._other_columns()
@@ -235,7 +247,8 @@ class Table:
                 )
                 line += (ours + (_spread(entry, metric) if ours else ""), *baselines)
             lines.append(tuple(line))
-        return Grid(tuple(heads), tuple(lines), num_text=2)
+        anchors = tuple(entry.anchor for entry in self._other_entries())
+        return Grid(tuple(heads), tuple(lines), 2, anchors)
 
     def _protocol_grid(self) -> Grid:
         columns = {

@@ -1,6 +1,6 @@
 """50,000 images: noise and class are functions of the image's number alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +12,50 @@ from selfdistill.distributed_config import DistributedConfig
 from selfdistill.draws import Draws
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.method import Method
+from selfdistill.networks.vae import pixels_of
+from selfdistill.networks.vae_config import Decoder
 from selfdistill.pipelines.sample.config import SampleConfig
 from selfdistill.pipelines.sample.output import Images, Output, make_shards, write_share
 
 
 def generate_samples(
     checkpoint: Checkpoint,
-    class_names: Sequence[str],
+    images: Shards,
     config: SampleConfig,
     distributed: DistributedConfig,
     scratch: Path,
+    decoder: Decoder | None = None,
 ) -> Shards:
-    """Return a checkpoint's samples, as many as `config` asks for."""
+    """Return a checkpoint's samples, as many as `config` asks for.
+
+    Args:
+        checkpoint: Trained weights.
+        images: The real images, for their size and the names of the classes.
+        config: Solver and number of images.
+        distributed: The machine.
+        scratch: Where the unfinished shards are kept.
+        decoder: What makes images of the samples; None: they are images.
+    """
+    decoding = {} if decoder is None else {"decoder": decoder.model_dump(mode="json")}
     settings = config.model_dump(mode="json")
     output = Output(
-        settings=config.model_dump(mode="json", exclude={"batch_size"}),
+        settings={
+            **config.model_dump(mode="json", exclude={"batch_size"}),
+            **decoding,
+        },
+        side=images.shape[0],
         num_images=config.total_images,
         shard_size=config.shard_size,
         batch_size=config.batch_size,
-        class_names=class_names,
-        about={"sample": settings, "nfe": config.num_evaluations},
+        class_names=images.class_names,
+        about={
+            "sample": settings,
+            "nfe": config.num_evaluations,
+            **decoding,
+        },
     )
     num_classes = checkpoint.about["network"]["num_classes"]
-    spec = {"sample": settings, "num_classes": num_classes}
+    spec = {"sample": settings, "num_classes": num_classes, **decoding}
     return make_shards(run, checkpoint, output, spec, distributed, scratch)
 
 
@@ -43,14 +64,16 @@ def run(spec: Path, world: World) -> None:
 
     def start(values: dict[str, Any], method: Method) -> Callable[[range], Images]:
         config = SampleConfig.model_validate(values["sample"])
+        decoder = Decoder.model_validate(values["decoder"]) if "decoder" in values else None
+        to_pixels = pixels_of(decoder, world.device)
 
         def make(numbers: range) -> Images:
             index = torch.tensor(numbers)
             labels = index % config.num_images % values["num_classes"]
             draws = Draws(config.seed, index.to(world.device))
             eps = draws.normal("sample", *method.noise_shape())
-            x0 = method.sample(eps, labels.to(world.device), config)
-            return Images(x0, labels.tolist(), [f"{number:08d}" for number in numbers])
+            x0 = method.sample(eps, labels.to(world.device), config, draws)
+            return Images(to_pixels(x0), labels.tolist(), [f"{number:08d}" for number in numbers])
 
         return make
 

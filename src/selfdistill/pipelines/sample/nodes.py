@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfdistill.distributed_config import DistributedConfig
+from selfdistill.networks.vae_config import decoder_of
 from selfdistill.pipelines.sample.config import ReconstructionConfig, SampleConfig
 
 if TYPE_CHECKING:
@@ -21,22 +22,27 @@ def sample(
     sample: SampleConfig,
     distributed: DistributedConfig,
     scratch: Path,
+    latents: Any = None,
+    vae: Any = None,
 ) -> Shards:
     """Generate a checkpoint's images.
 
     Args:
         checkpoint: Trained weights.
-        images: The real images, for the names of the classes.
+        images: The real images, for their size and the names of the classes.
         sample: Solver and number of images.
         distributed: The machine.
         scratch: Where the unfinished shards are kept.
+        latents: The set of latents that the row lives in, as written; None: it makes images.
+        vae: What decodes them, as written.
 
     Returns:
         uint8 images, (H, W, 3) each, with the classes they were asked for.
     """
     from selfdistill.pipelines.sample.generate import generate_samples
 
-    return generate_samples(checkpoint, images.class_names, sample, distributed, scratch)
+    decoder = decoder_of(latents, vae)
+    return generate_samples(checkpoint, images, sample, distributed, scratch, decoder)
 
 
 def reconstruct(

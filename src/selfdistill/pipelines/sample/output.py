@@ -14,32 +14,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfdistill.data.pixels import QUANTISATION, quantise
-from selfdistill.data.shard_job import ShardJob
+from selfdistill.data.pixels import QUANTISATION
+from selfdistill.data.shard_job import ShardJob, share_of
 from selfdistill.data.shard_writer import ShardWriter
 from selfdistill.data.shards import Shards
 from selfdistill.distributed import World, run_job
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.files import fingerprint, source_fingerprint
+from selfdistill.files import fingerprint
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.method import Method
+from selfdistill.methods.registry import code_of
 from selfdistill.progress import progress
+from selfdistill.sources import Code
 
 logger = logging.getLogger(__name__)
-
-_SCIENCE = ("data/pixels.py", "diffusion", "draws.py", "methods", "networks", "pipelines/sample")
 
 
 class Images(NamedTuple):
     """Some images that a network made.
 
     Attributes:
-        x0: About [-1, 1], (N, 3, H, W).
+        pixels: (N, H, W, 3), uint8.
         labels: Class indices, (N,).
         keys: Their names in the manifest.
     """
 
-    x0: Tensor
+    pixels: Tensor
     labels: Sequence[int]
     keys: Sequence[str]
 
@@ -50,6 +50,7 @@ class Output(NamedTuple):
     Attributes:
         settings: All that determines the images beside checkpoint and code, as JSON values.
         num_images: Number of images.
+        side: Of the square images, pixels.
         shard_size: Images a shard.
         batch_size: Images a rank makes at once.
         class_names: Names of the classes in the order of the labels.
@@ -58,6 +59,7 @@ class Output(NamedTuple):
 
     settings: dict[str, Any]
     num_images: int
+    side: int
     shard_size: int
     batch_size: int
     class_names: Sequence[str]
@@ -82,29 +84,33 @@ def make_shards(
         distributed: The machine.
         scratch: Where the unfinished shards are kept.
     """
-    code = {"source": source_fingerprint(*_SCIENCE), "torch": torch.__version__}
-    side = checkpoint.about["network"]["resolution"]
+    about = checkpoint.about
+    of_row = code_of(about["network"]["name"], about["method"]["name"])
+    code = {
+        "source": Code([run.__module__, *of_row]).fingerprint(),
+        "torch": torch.__version__,
+    }
 
     def make(directory: Path, numbers: Sequence[int]) -> None:
         logger.info("Generating %d shards", len(numbers))
-        sizes = output.num_images, output.shard_size, output.batch_size
+        sizes = output.num_images, output.shard_size, output.batch_size, output.side
         share = {"checkpoint": str(checkpoint.path), "shards": list(numbers), "sizes": sizes}
         run_job(run, directory, {**share, **spec}, distributed)
 
     return ShardJob(
-        name=fingerprint(output.settings, checkpoint.about["sha256"], code),
+        name=fingerprint(output.settings, about["sha256"], code),
         what="images",
         sizes=[
             min(output.shard_size, output.num_images - first)
             for first in range(0, output.num_images, output.shard_size)
         ],
-        shape=(side, side, 3),
+        shape=(output.side, output.side, 3),
         dtype="uint8",
         make=make,
         class_names=output.class_names,
         about={
-            "checkpoint": checkpoint.about["sha256"],
-            "nimg": checkpoint.about["nimg"],
+            "checkpoint": about["sha256"],
+            "nimg": about["nimg"],
             **output.about,
             "quantisation": QUANTISATION,
             "code": code,
@@ -124,22 +130,21 @@ def write_share(
             function that makes the images of some numbers.
     """
     values = json.loads(spec.read_text(encoding="utf-8"))
-    num_images, shard_size, batch_size = values["sizes"]
+    num_images, shard_size, batch_size, side = values["sizes"]
     checkpoint = Checkpoint.open(Path(values["checkpoint"]))
     make = start(values, checkpoint.load(world.device))
-    side = checkpoint.about["network"]["resolution"]
+    directory = Path(values["directory"])
     mine = [
         range(shard * shard_size, min((shard + 1) * shard_size, num_images))
-        for shard in values["shards"][world.rank :: world.size]
+        for shard in share_of(values["shards"], directory, world)
     ]
     bar = progress("sample", sum(map(len, mine)), disable=not world.is_main)
-    directory = Path(values["directory"])
     for numbers in mine:
         shard = numbers.start // shard_size
         with ShardWriter(directory, shard, (side, side, 3), "uint8") as writer:
             for first in numbers[::batch_size]:
                 images = make(range(first, min(first + batch_size, numbers.stop)))
-                records: np.ndarray = quantise(images.x0).cpu().numpy()
+                records: np.ndarray = images.pixels.cpu().numpy()
                 for key, label, record in zip(images.keys, images.labels, records, strict=True):
                     writer.append(key, int(label), np.ascontiguousarray(record))
                 bar.update(len(records))

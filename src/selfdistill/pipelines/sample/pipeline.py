@@ -5,24 +5,26 @@ from kedro.pipeline import Node, Pipeline
 from selfdistill.pipelines.sample import nodes
 
 
-def create_pipeline(*, exported: bool = True) -> Pipeline:
+def create_pipeline(*, exported: bool = True, decoded: bool = False) -> Pipeline:
     """Return the stage for one sampling of a row; the registry gives it its namespace.
 
     Args:
         exported: Whether the samples are also written in ADM's format, for other evaluators.
+        decoded: Whether the row samples latents, which a VAE decodes.
     """
     export = Node(nodes.export_npz, inputs="samples", outputs="npz", name="export_npz")
     return Pipeline(
         [
             Node(
                 nodes.sample,
-                inputs=[
-                    "checkpoint",
-                    "images",
-                    "params:sample",
-                    "params:distributed",
-                    "sample_scratch",
-                ],
+                inputs={
+                    "checkpoint": "checkpoint",
+                    "images": "images",
+                    "sample": "params:sample",
+                    "distributed": "params:distributed",
+                    "scratch": "sample_scratch",
+                    **({"latents": "params:latents", "vae": "params:vae"} if decoded else {}),
+                },
                 outputs="samples",
                 name="sample",
             ),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from selfdistill.data.pixels import dequantise
+from selfdistill.data.pixels import dequantise, quantise
 from selfdistill.data.shards import Shards
 from selfdistill.distributed import World
 from selfdistill.distributed_config import DistributedConfig
@@ -33,6 +33,7 @@ def reconstruct_images(
     output = Output(
         settings={"images": images.fingerprint, "shard_size": config.shard_size},
         num_images=len(images),
+        side=images.shape[0],
         shard_size=config.shard_size,
         batch_size=config.batch_size,
         class_names=images.class_names,
@@ -57,7 +58,9 @@ def run(spec: Path, world: World) -> None:
             x0 = dequantise(torch.from_numpy(images.read(indices)).to(world.device))
             x0_pred = method.decode(method.encode(x0))
             return Images(
-                x0_pred, images.labels[indices].tolist(), [images.keys[i] for i in numbers]
+                quantise(x0_pred),
+                images.labels[indices].tolist(),
+                [images.keys[i] for i in numbers],
             )
 
         return make

@@ -1,5 +1,5 @@
 """Stage 3: one loop for all methods."""
 
-from selfdistill.pipelines.train.pipeline import create_pipeline
+from selfdistill.pipelines.train.pipeline import create_adopting_pipeline, create_pipeline
 
-__all__ = ["create_pipeline"]
+__all__ = ["create_adopting_pipeline", "create_pipeline"]

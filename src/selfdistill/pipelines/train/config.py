@@ -8,26 +8,48 @@ from selfdistill.base_config import Config
 
 Count = Annotated[int, Field(gt=0)]
 
+# Keys that change memory or safety, and no bit of the result.
+NEUTRAL = {"recompute_activations", "checkpoint_nimg"}
+# With one that changes the order of sums: a training that goes on with others is still the same.
+MACHINE = {"micro_batch_size", *NEUTRAL}
 
-class OptimizerConfig(Config):
-    """Muon on hidden matrices (RMS-matched, so that one learning rate serves both), AdamW beside.
+
+class _AdamWValues(Config):
+    """What both optimizers have.
 
     Attributes:
         lr: Learning rate after the warm-up.
         weight_decay: Decoupled decay of the matrices; nothing else decays.
-        momentum: Muon's momentum (Nesterov).
-        num_newton_schulz: Muon's orthogonalisation steps.
         betas: AdamW's averages.
         eps: AdamW's epsilon.
     """
 
-    name: Literal["muon"]
     lr: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
-    momentum: Annotated[float, Field(ge=0, lt=1)]
-    num_newton_schulz: Count
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
     eps: Annotated[float, Field(gt=0)]
+
+
+class AdamWConfig(_AdamWValues):
+    """AdamW on everything."""
+
+    name: Literal["adamw"]
+
+
+class MuonConfig(_AdamWValues):
+    """Muon on hidden matrices (RMS-matched, so that one learning rate serves both), AdamW beside.
+
+    Attributes:
+        momentum: Muon's momentum (Nesterov).
+        num_newton_schulz: Muon's orthogonalisation steps.
+    """
+
+    name: Literal["muon"]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    num_newton_schulz: Count
+
+
+OptimizerConfig = Annotated[MuonConfig | AdamWConfig, Field(discriminator="name")]
 
 
 class TrainConfig(Config):
@@ -42,7 +64,7 @@ class TrainConfig(Config):
         optimizer: Optimizers and their rates.
         warmup_nimg: Images over which the learning rate rises linearly.
         schedule: The rate after the warm-up: constant, or half a cosine down to 0.
-        clip_norm: Largest norm of a network's gradient.
+        clip_norm: Largest norm of a network's gradient; None: any is taken.
         precision: Autocast type on CUDA; a CPU always computes in float32.
         compile: Whether the transformer layers are compiled, on CUDA only.
         recompute_activations: Whether the backward pass computes the layers' activations again
@@ -61,7 +83,7 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig
     warmup_nimg: Annotated[int, Field(ge=0)]
     schedule: Literal["constant", "cosine"]
-    clip_norm: Annotated[float, Field(gt=0)]
+    clip_norm: Annotated[float, Field(gt=0)] | None
     precision: Literal["bf16", "fp32"]
     compile: bool
     recompute_activations: bool

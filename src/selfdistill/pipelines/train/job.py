@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from selfdistill.data.loader import Loader
 from selfdistill.data.shards import Shards
 from selfdistill.data.tokens import packed_dim
+from selfdistill.determinism import deterministic
 from selfdistill.distributed import World, num_ranks, run_job
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.files import (
@@ -22,27 +22,22 @@ from selfdistill.files import (
     fingerprint,
     job,
     sha256_once,
-    source_fingerprint,
     temporary_name,
 )
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.config import MethodConfig
-from selfdistill.methods.registry import build_method
-from selfdistill.networks.config import NetworkConfig, TeacherConfig
+from selfdistill.methods.registry import build_method, code_of
+from selfdistill.methods.start import digest_of
+from selfdistill.networks.config import NetworkConfig
 from selfdistill.networks.dinov3 import Teacher
-from selfdistill.pipelines.train.config import TrainConfig
+from selfdistill.networks.dsd_vit_config import DSDViTConfig
+from selfdistill.networks.teacher_config import TeacherConfig
+from selfdistill.pipelines.train.config import MACHINE, NEUTRAL, TrainConfig
 from selfdistill.pipelines.train.curves import CURVES
 from selfdistill.pipelines.train.loop import fit
+from selfdistill.sources import Code
 
 logger = logging.getLogger(__name__)
-
-_SCIENCE = (
-    "data/latents.py", "data/loader.py", "data/photometric.py", "data/pixels.py",
-    "data/shards.py", "data/tokens.py", "diffusion",
-    "draws.py", "methods", "metrics/moments.py", "metrics/rank.py", "networks", "pipelines/train",
-)  # fmt: skip
-# What changes memory or safety, and not the result.
-_MACHINE = {"micro_batch_size", "recompute_activations", "checkpoint_nimg"}
 
 
 def train_row(
@@ -55,13 +50,29 @@ def train_row(
     scratch: Path,
     weights: Mapping[str, Path],
     teacher: TeacherConfig | None = None,
+    start: Checkpoint | Path | None = None,
 ) -> Checkpoint:
     """Start the ranks on what is left to train, and return the finished checkpoint.
 
-    The job is known by the fingerprint of the row's parameters, its inputs, the code of the
-    science packages and torch's version; the machine is not part of it. `weights` are the files of
-    the frozen networks that the method names. The teacher's tokens are read from `features`, or
-    made by `teacher` while training.
+    The job is known by the fingerprint of the row's parameters, its inputs, the code that it runs
+    and torch's version; the machine is not part of it, nor is the commit: the same code at another
+    commit makes the same checkpoint.
+
+    Args:
+        images: uint8 images, (H, W, 3) each, or moments of latents, (O, 2C, h, w) each.
+        features: The teacher's tokens of the same images; None if the objective needs none, or
+            `teacher` makes them while training.
+        network: The architecture.
+        method: The objective.
+        train: The row's training.
+        distributed: The machine.
+        scratch: Where states and the finished checkpoint are kept.
+        weights: Files of the frozen networks that the objective names, by name.
+        teacher: A teacher that is at work beside the training.
+        start: What the network starts as: a checkpoint, or a file of published weights.
+
+    Returns:
+        The finished checkpoint, in the scratch folder.
 
     Raises:
         ValueError: If the features do not fit the network, or are absent and needed.
@@ -80,9 +91,11 @@ def train_row(
     inputs: dict[str, Any] = {"images": images.fingerprint}
     inputs |= {} if features is None else {"features": features.fingerprint}
     inputs |= {} if teacher is None else {"teacher": _identity(teacher, images)}
+    inputs |= {} if start is None else {"start": digest_of(start)}
     inputs |= {name: sha256_once(file) for name, file in sorted(weights.items())}
-    code = {"source": source_fingerprint(*_SCIENCE), "torch": torch.__version__}
-    decisive = {**configs, "train": train.model_dump(mode="json", exclude=_MACHINE)}
+    modules = [__name__, *code_of(network.root.name, method.root.name)]
+    code = {"source": Code(modules).fingerprint(), "torch": torch.__version__}
+    decisive = {**configs, "train": train.model_dump(mode="json", exclude=MACHINE)}
     name = fingerprint(decisive, inputs, code)
     with job(scratch, name) as directory:
         finished = _finished(directory)
@@ -93,24 +106,37 @@ def train_row(
             paths["features"] = str(features.path) if features is not None else None
             paths["weights"] = {name: str(file) for name, file in weights.items()}
             paths["teacher"] = teacher.model_dump(mode="json") if teacher is not None else None
+            paths["start"] = None if start is None else str(_path_of(start))
             paths["strict"] = distributed.strict_reads
             paths["num_threads"] = max(1, distributed.num_workers // num_ranks(distributed))
-            about = {"fingerprint": name, "inputs": inputs, "code": code, **_git_state()}
+            about = {"fingerprint": name, "inputs": inputs, "code": code}
             run_job(run, directory, {**configs, **paths, "about": about}, distributed)
         shutil.rmtree(directory)
         return Checkpoint.open(finished)
 
 
 def run(spec: Path, world: World) -> None:
-    """Train on this rank, and let rank 0 write the finished checkpoint."""
+    """Train on this rank, and let rank 0 write the finished checkpoint.
+
+    Ranks that are started when it is there, because one was lost at the very end, do nothing.
+    """
     values: dict[str, Any] = json.loads(spec.read_text(encoding="utf-8"))
     directory = Path(values["directory"])
+    with alone(directory / f"rank{world.rank}.lock"):  # of an orphan of a killed run
+        if not world.any(_finished(directory).is_dir()):
+            _train(values, directory, world)
+    world.barrier()
+
+
+def _train(values: dict[str, Any], directory: Path, world: World) -> None:
+    """Train to the end, and write the finished checkpoint on rank 0."""
     network = NetworkConfig.model_validate(values["network"])
     method_config = MethodConfig.model_validate(values["method"])
     config = TrainConfig.model_validate(values["train"])
     torch.manual_seed(config.seed)
     weights = {name: Path(file) for name, file in values["weights"].items()}
-    method = build_method(network, method_config, weights).to(world.device)
+    start = Path(values["start"]) if values["start"] else None
+    method = build_method(network, method_config, weights, start)
     images, features = (
         Shards.open(Path(values[name]), strict=values["strict"]) if values[name] else None
         for name in ("images", "features")
@@ -129,24 +155,29 @@ def run(spec: Path, world: World) -> None:
         teacher=teacher,
         num_threads=values["num_threads"],
     )
-    with alone(directory.with_suffix(f".rank{world.rank}")):  # of an orphan of a killed run
-        nimg = fit(method, loader, config, world, directory)
-        if world.is_main:
-            unfinished = temporary_name(_finished(directory))
-            Checkpoint.write(
-                unfinished,
-                method,
-                network_config=network,
-                method_config=method_config,
-                about={"train": values["train"], "nimg": nimg, **values["about"]},
-                curves=directory / CURVES,
-            )
-            unfinished.rename(_finished(directory))
-    world.barrier()
+    nimg = fit(method, loader, config, world, directory)
+    weights_now = world.state_of(method)
+    if world.is_main:
+        unfinished = temporary_name(_finished(directory))
+        Checkpoint.write(
+            unfinished,
+            method,
+            network_config=network,
+            method_config=method_config,
+            about={
+                "train": config.model_dump(mode="json", exclude=NEUTRAL),
+                "nimg": nimg,
+                **values["about"],
+            },
+            curves=directory / CURVES,
+            weights=weights_now,
+        )
+        unfinished.rename(_finished(directory))
 
 
 def _check_features(features: Shards, network: NetworkConfig) -> None:
     """Refuse features that are not one token a patch of the width that the network predicts."""
+    assert isinstance(network.root, DSDViTConfig)  # the only one that learns from a teacher
     dim = network.root.teacher_dim
     width = packed_dim(dim) if features.dtype == np.int8 else dim
     if features.shape[1:] != (network.root.num_tokens, width):
@@ -155,6 +186,37 @@ def _check_features(features: Shards, network: NetworkConfig) -> None:
             f"{[network.root.num_tokens, width]}: patch_size and teacher must give one token a "
             "patch"
         )
+
+
+def adopt_start(
+    start: Checkpoint | Path, network: NetworkConfig, method: MethodConfig, scratch: Path
+) -> Checkpoint:
+    """Return a checkpoint of a row's network as it starts; see `nodes.adopt`.
+
+    Raises:
+        FileNotFoundError, ValueError: If the start is not there, damaged, or of another network.
+    """
+    code = {"source": Code([__name__, *code_of(network.root.name, method.root.name)]).fingerprint()}
+    configs = {"network": network.model_dump(mode="json"), "method": method.model_dump(mode="json")}
+    inputs = {"start": digest_of(start)}
+    with deterministic("cpu"):
+        built = build_method(network, method, start=_path_of(start))
+    return Checkpoint.write(
+        scratch / "adopted",
+        built,
+        network_config=network,
+        method_config=method,
+        about={
+            "nimg": start.about["nimg"] if isinstance(start, Checkpoint) else 0,
+            "fingerprint": fingerprint(configs, inputs, code),
+            "inputs": inputs,
+            "code": {**code, "torch": torch.__version__},
+        },
+    )
+
+
+def _path_of(start: Checkpoint | Path) -> Path:
+    return start.path if isinstance(start, Checkpoint) else start
 
 
 def _identity(config: TeacherConfig, images: Shards) -> dict[str, Any]:
@@ -170,21 +232,3 @@ def _identity(config: TeacherConfig, images: Shards) -> dict[str, Any]:
 def _finished(directory: Path) -> Path:
     """Return where a job's finished checkpoint stands until the catalog fetches it."""
     return directory.with_suffix(".finished")
-
-
-def _git_state() -> dict[str, Any]:
-    """Return the commit of the source tree and whether it was edited; empty outside git."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return {
-            "git_sha": git("rev-parse", "HEAD"),
-            "git_dirty": bool(git("status", "--porcelain", "--", ".")),
-        }
-    except (OSError, subprocess.CalledProcessError):
-        return {}

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from selfdistill.distributed import World
 from selfdistill.methods.method import Method
 
 
@@ -18,7 +19,7 @@ def recompute_layers(method: Method) -> None:
     compiled before.
     """
     for name in method.turns():
-        for layer in _layers_of(getattr(method, name)):
+        for layer in layers_of(getattr(method, name)):
             layer.forward = partial(
                 checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
             )
@@ -32,11 +33,39 @@ def compile_layers(method: Method) -> None:
     must not depend on what it computed before.
     """
     for network in method.children():
-        for layer in _layers_of(network):
+        for layer in layers_of(network):
             layer.forward = torch.compile(layer.forward, dynamic=False)
 
 
-def _layers_of(network: nn.Module) -> Iterator[nn.Module]:
+def layers_of(network: nn.Module) -> Iterator[nn.Module]:
     """Yield the layers that a network names itself, if it does."""
     layers = getattr(network, "layers", None)
     yield from layers() if callable(layers) else ()
+
+
+def place_networks(joint: nn.Module, method: Method, world: World) -> None:
+    """Bring the networks to the device; cut those that name layers among the ranks, if asked to.
+
+    They are the large ones, trained, averaged or frozen. What names no layers, such as the network
+    of a perceptual loss, stays whole on each rank.
+
+    Args:
+        joint: Around the method; all that computes with its networks does so in its `forward`.
+        method: The method.
+        world: This rank.
+
+    Raises:
+        ValueError: If a network that is trained names no layers.
+    """
+    layers, whole = [], []
+    for name, network in method.named_children():
+        if found := list(layers_of(network)):
+            layers += found
+        elif world.shards and name in method.turns():
+            raise ValueError(
+                f"strategy fsdp cuts networks by their layers, and {type(network).__name__} names "
+                "none: give it a method layers(), or set distributed.strategy to ddp"
+            )
+        else:
+            whole.append(network)
+    world.place(joint, layers, whole)

@@ -7,46 +7,43 @@ same bits as one that never stopped.
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from selfdistill.data.loader import Batch, Loader
 from selfdistill.distributed import World
 from selfdistill.files import atomic_path
-from selfdistill.methods.method import Losses, Method
+from selfdistill.methods.method import Losses, LossFn, Method
 from selfdistill.pipelines.train.config import TrainConfig
 from selfdistill.pipelines.train.curves import Curves, Means
-from selfdistill.pipelines.train.layers import compile_layers, recompute_layers
-from selfdistill.pipelines.train.optim import (
-    apply_gradients,
-    build_optimizers,
-    learning_rate,
-    set_learning_rate,
-)
+from selfdistill.pipelines.train.layers import compile_layers, place_networks, recompute_layers
+from selfdistill.pipelines.train.optim import Updates, learning_rate, set_learning_rate
 from selfdistill.pipelines.train.signals import StopRequest
 from selfdistill.progress import progress
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 _STATE = "state.pt"
 
 
-class Turn(nn.Module):
-    """One network's share of a step, as a module, so that ranks can be joined around it."""
+class Joint(nn.Module):
+    """A method, as the module around which ranks are joined: all that computes goes through it."""
 
-    def __init__(self, method: Method, name: str) -> None:
+    def __init__(self, method: Method) -> None:
         super().__init__()
-        self.method, self.name = method, name
+        self.method = method
 
-    def forward(self, batch: Batch) -> Losses:
-        """Return the turn's loss terms, (N,) each."""
-        return self.method.turns()[self.name](batch)
+    def forward(self, compute: Callable[[Batch], Result], batch: Batch) -> Result:
+        """Return what a function of the method makes of a batch."""
+        return compute(batch)
 
 
 @dataclass
@@ -55,13 +52,13 @@ class State:
 
     Attributes:
         method: Networks, trained and averaged.
-        optimizers: Optimizers of each turn.
+        updates: What is trained in each turn, and its optimizers.
         nimg: Images seen.
         means: Loss terms and gradient norms of this rank since the last line of the curves.
     """
 
     method: Method
-    optimizers: dict[str, list[Optimizer]]
+    updates: Mapping[str, Updates]
     nimg: int = 0
     means: Means = field(default_factory=Means)
 
@@ -72,18 +69,15 @@ class State:
 
     def save(self, directory: Path, world: World) -> None:
         """Write the state, whole or not at all; rank 0 writes for everyone."""
-        # The totals of all ranks: whoever goes on may be more ranks, or fewer.
+        # Whole tensors and the totals of all ranks: whoever goes on may be more ranks, or fewer.
         totals = self.means.over_ranks(world)
+        value = {
+            "nimg": self.nimg,
+            "method": world.state_of(self.method),
+            "optimizers": {name: updates.state() for name, updates in self.updates.items()},
+            "means": totals,
+        }
         if world.is_main:
-            value = {
-                "nimg": self.nimg,
-                "method": self.method.state_dict(),
-                "optimizers": {
-                    name: [optimizer.state_dict() for optimizer in optimizers]
-                    for name, optimizers in self.optimizers.items()
-                },
-                "means": totals,
-            }
             with atomic_path(directory / _STATE) as temporary:
                 torch.save(value, temporary)
         world.barrier()
@@ -93,13 +87,17 @@ class State:
         file = directory / _STATE
         if not file.is_file():
             return
-        value = torch.load(file, map_location=world.device, weights_only=True)
-        self.method.load_state_dict(value["method"])
+        # Mapped, so that a rank reads no more than it holds.
+        value = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        world.load_state(self.method, value["method"])
         for name, states in value["optimizers"].items():
-            for optimizer, state in zip(self.optimizers[name], states, strict=True):
-                optimizer.load_state_dict(state)
+            self.updates[name].load(states)
         self.nimg = value["nimg"]
-        self.means = Means({name: total / world.size for name, total in value["means"].items()})
+        # All of it on rank 0: shares of it would not add up to the same bits.
+        factor = int(world.is_main)
+        self.means = Means(
+            {name: factor * total.to(world.device) for name, total in value["means"].items()}
+        )
         logger.info("Resumed at %s images", f"{self.nimg:,}")
 
 
@@ -107,7 +105,7 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
     """Train a method in place, from its last saved state to `config.total_nimg`.
 
     Args:
-        method: The method, on the device of this rank, with the same weights on all ranks.
+        method: The method, with the same weights on all ranks; on their devices afterwards.
         loader: Batches by their place in the stream.
         config: The loop's parameters.
         world: This rank.
@@ -123,23 +121,21 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
         SystemExit, KeyboardInterrupt: After SIGTERM or SIGINT, with the state saved.
     """
     share = config.share_of_rank(world.size)
-    trained = {
-        name: [p for p in getattr(method, name).parameters() if p.requires_grad]
-        for name in method.turns()
+    joint = Joint(method)
+    place_networks(joint, method, world)
+    updates = {
+        name: Updates.of(getattr(method, name), config.optimizer, world) for name in method.turns()
     }
-    optimizers = {
-        name: build_optimizers(getattr(method, name), config.optimizer) for name in trained
-    }
-    state = State(method, optimizers)
+    state = State(method, updates)
     state.load(directory, world)
     if config.compile and world.device.type == "cuda":
         compile_layers(method)
     if config.recompute_activations:
         recompute_layers(method)
     turns = {}
-    for name in trained:  # the ranks are joined around what takes gradients at that moment
-        _train_only(trained, name)
-        turns[name] = world.parallel(Turn(method, name))
+    for name in updates:  # the ranks are joined around what takes gradients at that moment
+        _train_only(updates, name)
+        turns[name] = world.parallel(joint)
     num_micro = share // min(config.micro_batch_size, share)
     batches = loader.stream(_places(config, world, state.nimg, len(turns), num_micro))
     probe = loader.load(np.arange(config.num_probe_images)) if config.num_probe_images else None
@@ -150,12 +146,14 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
         while state.nimg < config.total_nimg:
             lr = learning_rate(config, state.nimg)
             for name, turn in turns.items():
-                _train_only(trained, name)
-                set_learning_rate(optimizers[name], lr)
+                _train_only(updates, name)
+                set_learning_rate(updates[name].optimizers, lr)
+                loss_of = method.turns()[name]
                 for micro in range(num_micro):
                     with world.synchronised(turn, last=micro == num_micro - 1):
-                        state.take_up(name, _backward(turn, next(batches), share, config, world))
-                norm = apply_gradients(trained[name], optimizers[name], config.clip_norm)
+                        losses = _backward(turn, loss_of, next(batches), share, config, world)
+                    state.take_up(name, losses)
+                norm = updates[name].apply(config.clip_norm)
                 state.means.add("grad_norm", norm if world.is_main else norm.new_empty(0))
             state.nimg += config.batch_size
             method.after_step(state.nimg, config.batch_size)
@@ -163,7 +161,7 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
 
             if state.nimg % config.log_nimg == 0 or state.nimg >= config.total_nimg:
                 with _autocast(config, world):
-                    diagnostics = method.diagnose(probe) if probe is not None else {}
+                    diagnostics = joint(method.diagnose, probe) if probe is not None else {}
                 loss = curves.write(state.nimg, state.means, lr, diagnostics)
                 state.means = Means()
                 bar.set_postfix(loss=f"{loss:.4f}")
@@ -177,11 +175,16 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
 
 
 def _backward(
-    turn: nn.Module, batch: Batch, share: int, config: TrainConfig, world: World
+    turn: nn.Module,
+    loss_of: LossFn,
+    batch: Batch,
+    share: int,
+    config: TrainConfig,
+    world: World,
 ) -> Losses:
     """Add a micro-batch's share to the gradient of the mean loss over the rank's images."""
     with _autocast(config, world):
-        losses: Losses = turn(batch)
+        losses: Losses = turn(loss_of, batch)
     (sum(losses.values()).sum() / share).backward()  # type: ignore[union-attr]
     return losses
 
@@ -212,8 +215,7 @@ def _places(
                 yield np.arange(mine + micro * size, mine + (micro + 1) * size)
 
 
-def _train_only(trained: Mapping[str, Sequence[nn.Parameter]], name: str) -> None:
+def _train_only(updates: Mapping[str, Updates], name: str) -> None:
     """Let gradients reach what this turn trains, and nothing that another turn does."""
-    for other, parameters in trained.items():
-        for parameter in parameters:
-            parameter.requires_grad_(other == name)
+    for other, update in updates.items():
+        update.require_gradient(other == name)

@@ -8,12 +8,14 @@ float32, because most CPUs have no bfloat16 product and emulate it a hundred tim
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Muon
+
+from selfdistill.distributed import World
 
 
 def orthogonalise(
@@ -44,6 +46,18 @@ def orthogonalise(
 class BatchedMuon(Muon):
     """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, Nesterov momentum and batching.
 
+    Where a rank holds some rows of each matrix, momentum is kept of those rows, the matrix that is
+    to be orthogonalised is gathered, and each rank takes its own rows of the result.
+
+    Args:
+        params: Matrices, or this rank's rows of them.
+        lr: Learning rate.
+        weight_decay: Decoupled decay.
+        momentum: Of Nesterov's kind.
+        ns_steps: Newton-Schulz iterations.
+        world: The ranks that hold the other rows; None: the matrices are whole.
+        num_rows: Rows of each whole matrix; not needed without `world`.
+
     Attributes:
         found_inf: As in torch's fused optimizers: a number on the device; where it is 1, a step
             changes neither weights nor momentum. None: every step counts.
@@ -59,6 +73,8 @@ class BatchedMuon(Muon):
         weight_decay: float,
         momentum: float,
         ns_steps: int,
+        world: World | None = None,
+        num_rows: Sequence[int] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -69,22 +85,24 @@ class BatchedMuon(Muon):
             nesterov=True,
             adjust_lr_fn="match_rms_adamw",
         )
+        self._world = world
+        self._num_rows = list(num_rows or map(len, params))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient."""
         if closure is not None:
             raise ValueError("BatchedMuon takes no closure")
-        for group in self.param_groups:
-            by_shape = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape[parameter.shape].append(parameter)
-            for shape, parameters in by_shape.items():
-                self._update(group, shape, parameters)
+        (group,) = self.param_groups
+        by_shape = defaultdict(list)
+        for parameter, num_rows in zip(group["params"], self._num_rows, strict=True):
+            if parameter.grad is not None:
+                by_shape[num_rows, parameter.shape[1]].append(parameter)
+        for shape, parameters in by_shape.items():
+            self._update(group, shape, parameters)
 
     def _update(
-        self, group: dict[str, Any], shape: torch.Size, parameters: list[torch.nn.Parameter]
+        self, group: dict[str, Any], shape: tuple[int, int], parameters: list[torch.nn.Parameter]
     ) -> None:
         lr, momentum = float(group["lr"]), group["momentum"]
         for parameter in parameters:
@@ -96,7 +114,9 @@ class BatchedMuon(Muon):
         before = torch.stack(buffers)
         buffer = torch.lerp(before, gradient, 1 - momentum)
         nesterov = torch.lerp(gradient, buffer, momentum)
-        update = orthogonalise(nesterov, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        whole = self._gather(nesterov, shape[0])
+        update = orthogonalise(whole, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        update = self._own(update)
         change = torch.stack(weights).mul_(-lr * group["weight_decay"])
         change.sub_(update.to(change.dtype), alpha=lr * 0.2 * math.sqrt(max(shape)))
         if self.found_inf is not None:
@@ -105,3 +125,17 @@ class BatchedMuon(Muon):
             change = torch.where(skipped, 0, change)
         torch._foreach_copy_(buffers, list(buffer.unbind()))
         torch._foreach_add_(weights, list(change.unbind()))
+
+    def _gather(self, rows: Tensor, num_rows: int) -> Tensor:
+        """Return whole matrices (B, num_rows, columns) of which each rank gives its rows."""
+        if self._world is None or not self._world.shards:
+            return rows
+        if rows.is_cuda:
+            rows = rows.bfloat16()  # in which the iteration computes
+        return self._world.gather_rows(rows.transpose(0, 1), num_rows).transpose(0, 1).contiguous()
+
+    def _own(self, matrices: Tensor) -> Tensor:
+        """Return this rank's rows of whole matrices."""
+        if self._world is None or not self._world.shards:
+            return matrices
+        return self._world.own_rows(matrices.transpose(0, 1)).transpose(0, 1)

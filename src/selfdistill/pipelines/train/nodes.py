@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.methods.config import MethodConfig
-from selfdistill.networks.config import NetworkConfig, TeacherConfig
+from selfdistill.networks.config import NetworkConfig
+from selfdistill.networks.teacher_config import TeacherConfig
 from selfdistill.pipelines.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -23,18 +24,21 @@ def train(
     distributed: DistributedConfig,
     scratch: Path,
     features: Shards | None = None,
+    start: Any = None,
     **weights: Path,
 ) -> Checkpoint:
     """Train a row, going on from its last saved state if it was interrupted.
 
     Args:
-        images: uint8 images, (H, W, 3) each.
+        images: uint8 images, (H, W, 3) each, or moments of latents, (O, 2C, h, w) each.
         network: The architecture.
         method: The objective.
         train: The loop's parameters.
         distributed: The machine.
         scratch: Where the state of an unfinished training is kept.
         features: Teacher tokens of the same images, (O, L, D) each; None: without a teacher.
+        start: What the network starts as: a checkpoint, or a file of published weights; None:
+            random.
         weights: Files of the frozen networks that the objective needs, by name.
 
     Returns:
@@ -42,7 +46,9 @@ def train(
     """
     from selfdistill.pipelines.train.job import train_row
 
-    return train_row(images, features, network, method, train, distributed, scratch, weights)
+    return train_row(
+        images, features, network, method, train, distributed, scratch, weights, start=start
+    )
 
 
 def train_beside_teacher(
@@ -53,6 +59,7 @@ def train_beside_teacher(
     train: TrainConfig,
     distributed: DistributedConfig,
     scratch: Path,
+    start: Any = None,
     **weights: Path,
 ) -> Checkpoint:
     """Train a row like `train`, with the teacher at work instead of its features from disk.
@@ -65,6 +72,7 @@ def train_beside_teacher(
         train: The loop's parameters.
         distributed: The machine.
         scratch: Where the state of an unfinished training is kept.
+        start: What the network starts as, as in `train`.
         weights: Files of the frozen networks that the objective needs, by name.
 
     Returns:
@@ -72,7 +80,26 @@ def train_beside_teacher(
     """
     from selfdistill.pipelines.train.job import train_row
 
-    return train_row(images, None, network, method, train, distributed, scratch, weights, teacher)
+    return train_row(
+        images, None, network, method, train, distributed, scratch, weights, teacher, start
+    )
+
+
+def adopt(start: Any, network: NetworkConfig, method: MethodConfig, scratch: Path) -> Checkpoint:
+    """Make a checkpoint of what a row starts from, without training.
+
+    Args:
+        start: A checkpoint, or a file of published weights.
+        network: The architecture.
+        method: The objective, which says how it samples.
+        scratch: Where the checkpoint is written.
+
+    Returns:
+        The checkpoint.
+    """
+    from selfdistill.pipelines.train.job import adopt_start
+
+    return adopt_start(start, network, method, scratch)
 
 
 def extract_curves(checkpoint: Checkpoint) -> Path:

@@ -1,4 +1,4 @@
-"""images, features -> checkpoint, curves."""
+"""images, features, start -> checkpoint, curves."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,13 +15,14 @@ _FEATURES: dict[str | None, dict[str, str]] = {
 
 
 def create_pipeline(
-    weights: Sequence[str], *, teacher: Literal["cached", "online"] | None
+    weights: Sequence[str], *, teacher: Literal["cached", "online"] | None, starts: bool = False
 ) -> Pipeline:
     """Return the stage for one row; the registry gives it the row's namespace.
 
     Args:
         weights: Names of the files of frozen networks that the row's objective needs.
         teacher: Where it has a teacher's features from: disk, or the teacher; None: it needs none.
+        starts: Whether the network starts as another one.
     """
     return Pipeline(
         [
@@ -30,6 +31,7 @@ def create_pipeline(
                 inputs={
                     "images": "images",
                     **_FEATURES[teacher],
+                    **({"start": "start"} if starts else {}),
                     "network": "params:network",
                     "method": "params:method",
                     "train": "params:train",
@@ -43,5 +45,24 @@ def create_pipeline(
             Node(
                 nodes.extract_curves, inputs="checkpoint", outputs="curves", name="extract_curves"
             ),
+        ]
+    )
+
+
+def create_adopting_pipeline() -> Pipeline:
+    """Return the stage for a row whose checkpoint is what it starts from, untrained."""
+    return Pipeline(
+        [
+            Node(
+                nodes.adopt,
+                inputs={
+                    "start": "start",
+                    "network": "params:network",
+                    "method": "params:method",
+                    "scratch": "train_scratch",
+                },
+                outputs="checkpoint",
+                name="adopt",
+            )
         ]
     )

@@ -1,0 +1,1 @@
+"""DVC's files, made from what Kedro knows."""

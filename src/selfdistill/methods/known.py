@@ -1,0 +1,16 @@
+"""Names in the configuration, and where the classes stand: the one place that knows them all.
+
+Only those of a row are imported, and belong to its code.
+"""
+
+METHODS = {
+    "diffusion": ("selfdistill.methods.diffusion", "Diffusion"),
+    "dsd": ("selfdistill.methods.dsd", "DSD"),
+    "progressive": ("selfdistill.methods.progressive", "Progressive"),
+    "ssd": ("selfdistill.methods.ssd", "SSD"),
+}
+NETWORKS = {
+    "dit": ("selfdistill.networks.dit", "DiT"),
+    "dsd_vit": ("selfdistill.networks.dsd_vit", "DSDViT"),
+    "sit": ("selfdistill.networks.sit", "SiT"),
+}

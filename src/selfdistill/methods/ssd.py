@@ -1,0 +1,186 @@
+"""SSD and iSSD: a network as its own teacher (Ma et al., CVPR 2025, Sec. 3).
+
+A frozen copy takes one step of the sampler, from x_s to the cleaner x_t. Then
+
+    explicit:  theta(x_s, s)            learns  lambda frozen(x_t, t) + (1 - lambda) frozen(x_s, s)
+    implicit:  theta(x_t, t), mixed with what the frozen copy left at (x_s, s),
+                                        learns  frozen(x_t, t)
+
+so that each prediction knows where the next step leads. Sampling asks theta alone, mixed with
+nothing: it costs what it did. Labels are dropped once, for all passes alike.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfdistill.data.loader import Batch
+from selfdistill.diffusion.guidance import guide
+from selfdistill.diffusion.process import as_times, pairs
+from selfdistill.draws import Draws
+from selfdistill.methods.generator import Tuned
+from selfdistill.methods.losses import squared_error
+from selfdistill.methods.method import Losses
+from selfdistill.methods.ssd_config import ImplicitConfig, SSDConfig
+from selfdistill.networks.fusion import Fusion, Recorded
+
+
+class SSD(Tuned):
+    """The network, and the frozen copy that it starts as.
+
+    Args:
+        network: A DiT or SiT, or DSD's ViT, trained.
+        config: The objective.
+        weights: None is needed; None in its place: a method that only samples, without the frozen
+            copy unless it samples too.
+
+    Raises:
+        ValueError: If the grid or the weight is not of the network's process.
+    """
+
+    def __init__(
+        self, network: nn.Module, config: SSDConfig, weights: object | None = None
+    ) -> None:
+        super().__init__(network, keep_frozen=weights is not None or config.only_step is not None)
+        self.config = config
+        self._pairs = pairs(self.process, config.grid)
+        self._weights = [self._weight(number) for number in range(len(self._pairs))]
+
+    @property
+    def transient(self) -> tuple[str, ...]:
+        """The frozen copy, unless it samples."""
+        return () if self.config.only_step is not None else super().transient
+
+    def loss(self, batch: Batch) -> Losses:
+        """Return the squared distance from the target, (N,).
+
+        Args:
+            batch: Images or latents (N, *data_shape()), labels (N,).
+        """
+        number, s, t = self._draw_step(batch.draws)
+        labels = self.drop_labels(batch, self.config.class_dropout)
+        x_s = self.process.noised(self._data(batch), self.draw_noise(batch.draws), s)
+        with torch.no_grad():
+            seen_s = self.see(x_s)
+            at_s, recorded = self._record(seen_s, s, labels)
+            x_t = self.process.step(x_s, self._guided(at_s, seen_s, s), s, t)
+            seen_t = self.see(x_t)
+            at_t = self.frozen(seen_t, t, labels)
+        weight, form = self._weight_of(number, at_s), self.config.target
+        if isinstance(form, ImplicitConfig):
+            student, target = self._mixed(form, seen_t, t, labels, weight, at_s, recorded), at_t
+        else:
+            student, target = self.network(seen_s, s, labels), torch.lerp(at_s, at_t, weight)
+        return {"distillation": squared_error(self._learned(student), self._learned(target))}
+
+    @torch.no_grad()
+    def diagnose(self, batch: Batch) -> dict[str, Any]:
+        """Return errors against noise or velocity itself, at the times that are trained.
+
+        Of the network, as it samples, of the frozen copy, and, where passes are mixed, of what is
+        trained: in the paper's Fig. 4(c) that stays worse than the frozen copy, while the network
+        alone overtakes it.
+        """
+        number, s, t = self._draw_step(batch.draws)
+        labels = self.drop_labels(batch, self.config.class_dropout)
+        x0, eps, form = self._data(batch), self.draw_noise(batch.draws), self.config.target
+        time = t if isinstance(form, ImplicitConfig) else s
+        seen = self.see(self.process.noised(x0, eps, time))
+        outputs = {
+            "network_error": self.network(seen, time, labels),
+            "frozen_error": self.frozen(seen, time, labels),
+        }
+        if isinstance(form, ImplicitConfig):
+            at_s, recorded = self._record(self.see(self.process.noised(x0, eps, s)), s, labels)
+            weight = self._weight_of(number, at_s)
+            outputs["mixed_error"] = self._mixed(form, seen, t, labels, weight, at_s, recorded)
+        target = self.process.target(x0, eps)
+        return {
+            name: float(squared_error(self.only_prediction(output), target).mean())
+            for name, output in outputs.items()
+        }
+
+    def network_at(self, t: float) -> nn.Module:
+        """Return the network; if one step alone was tuned, the frozen copy at all others."""
+        if self.config.only_step is None:
+            return self.network
+        s, end = self._pairs[self.config.only_step]
+        tuned = end if isinstance(self.config.target, ImplicitConfig) else s
+        return self.network if t == tuned else self.frozen
+
+    def _draw_step(self, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """Return numbers (N,) of steps of the grid, and the times (N,) of their two ends."""
+        if self.config.only_step is None:
+            number = draws.integers("step", len(self._pairs), 1).squeeze(1)
+        else:
+            number = torch.full_like(draws.index, self.config.only_step)
+        starts, ends = (as_times(times, number.device) for times in zip(*self._pairs, strict=True))
+        return number, starts[number], ends[number]
+
+    def _data(self, batch: Batch) -> Tensor:
+        """Return clean latents: of the batch's images, or the frozen network's own."""
+        if self.config.synthetic is None:
+            return self.clean(batch)
+        eps = batch.draws.normal("synthetic", *self.noise_shape())
+        solver, draws = self.config.synthetic, batch.draws
+        return self.generate(eps, batch.labels, solver, draws, lambda t: self.frozen)
+
+    def _record(self, seen: Tensor, s: Tensor, labels: Tensor) -> tuple[Tensor, list[Recorded]]:
+        """Return the frozen network's output at a step's start, and what is mixed later."""
+        form = self.config.target
+        if isinstance(form, ImplicitConfig) and form.site != "output":
+            return self.frozen.record(seen, s, labels, form.site)
+        return self.frozen(seen, s, labels), []
+
+    def _guided(self, output: Tensor, seen: Tensor, s: Tensor) -> Tensor:
+        """Return the prediction that the step is taken by."""
+        prediction = self.only_prediction(output)
+        if self.config.guidance == 1:
+            return prediction
+        null = torch.full_like(s, self.network.config.num_classes, dtype=torch.int64)
+        free = self.only_prediction(self.frozen(seen, s, null))
+        return guide(prediction, free, self.config.guidance, self.config.guided_channels)
+
+    def _mixed(
+        self,
+        form: ImplicitConfig,
+        seen: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        weight: Tensor,
+        at_s: Tensor,
+        recorded: list[Recorded],
+    ) -> Tensor:
+        """Return the student of Eq. 6 at a step's end: mu of the start, 1 - mu of its own."""
+        fusion = None
+        if form.site != "output":
+            fusion = Fusion(form.site, weight.view(-1, 1, 1), recorded)
+        output = self.network(seen, t, labels, fusion)
+        if form.site == "output" or form.fuse_output:
+            output = torch.lerp(output, at_s, weight)
+        return output
+
+    def _learned(self, output: Tensor) -> Tensor:
+        return output if self.config.include_variance else self.only_prediction(output)
+
+    def _weight_of(self, number: Tensor, like: Tensor) -> Tensor:
+        """Return lambda or mu of steps, so that it broadcasts with outputs (N, ...)."""
+        table = torch.tensor(self._weights, device=number.device, dtype=like.dtype)
+        return table[number].view(-1, *[1] * (like.ndim - 1))
+
+    def _weight(self, number: int) -> float:
+        """Return lambda or mu of one of the grid's steps."""
+        target, (s, t) = self.config.target, self._pairs[number]
+        if isinstance(target, ImplicitConfig):
+            if target.mix_prev != "auto":
+                return target.mix_prev
+            is_last = number + 1 == len(self._pairs)
+            t_next = self.process.end if is_last else self._pairs[number + 1][1]
+            k = self.process.extrapolation(s, t, t_next)
+            return k / (1 + k)
+        if target.weight == "auto":
+            return self.process.end_weight(s, t)
+        if target.weight == "midpoint":
+            return self.process.midpoint_weight(s, t)
+        return target.weight

@@ -1,0 +1,208 @@
+"""A row: what it is trained as, from what, and how it is sampled; checked by itself."""
+
+from typing import Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from selfdistill.base_config import Config
+from selfdistill.diffusion.config import (
+    ChainSolverName,
+    FlowSolverName,
+    GridConfig,
+    SolverConfig,
+)
+from selfdistill.methods.config import MethodConfig
+from selfdistill.methods.progressive_config import ProgressiveConfig
+from selfdistill.methods.ssd_config import SSDConfig
+from selfdistill.metrics.config import METRICS, PublishedMetric
+from selfdistill.networks.config import NetworkConfig
+from selfdistill.networks.dit_config import DiTConfig
+from selfdistill.networks.dsd_vit_config import DSDViTConfig
+from selfdistill.pipelines.sample.config import ReconstructionConfig, SampleConfig
+from selfdistill.pipelines.train.config import TrainConfig
+
+
+class StartConfig(Config):
+    """What a row's network starts as; one of the two.
+
+    Attributes:
+        row: Another row, by the network of its checkpoint that samples.
+        weights: Published weights, catalog entry `weights.<name>`.
+    """
+
+    row: str | None = None
+    weights: str | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.row is None) == (self.weights is None):
+            raise ValueError("start: give either row, or weights")
+        return self
+
+
+class PaperConfig(Config):
+    """The figures we are held to.
+
+    Attributes:
+        name: Whose tables the row is a line of, in `selfdistill.methods.config.PAPERS`.
+        params: Parameters of the network.
+        data: The dataset of the figures. Ours stand beside them only if data, number of samples
+            and reference are the same.
+        num_samples: Samples of an evaluation.
+        reference: Name of the published reference file; None: statistics of the dataset itself.
+        samplings: Figures by sampling of the row, then by metric.
+    """
+
+    name: Literal["dsd", "ssd"]
+    params: int
+    data: str
+    num_samples: int
+    reference: str | None
+    samplings: dict[str, dict[PublishedMetric, float]]
+
+
+class SweepConfig(Config):
+    """Samplings of one checkpoint that differ in guidance, and the metric that picks one.
+
+    Attributes:
+        metric: Name of the metric.
+        points: The samplings by name; all of one number of images, or they could not be compared.
+    """
+
+    metric: str
+    points: dict[str, SampleConfig] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _points_compare(self) -> Self:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric: no metric {self.metric!r}; there are {', '.join(METRICS)}")
+        sizes = {name: (point.num_images, point.repeats) for name, point in self.points.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"points: numbers of images and repeats differ: {sizes}")
+        return self
+
+
+class RowConfig(Config):
+    """A line of a paper's table, or a case of a study: one run, one Kedro namespace.
+
+    Attributes:
+        paper: The paper's figures; None for a case of a study.
+        study: Name of the study that the row is a case of; None for a line of a table.
+        data: Key of `datasets.yml`.
+        latents: Set of latents of the dataset that the network lives in, which a VAE decodes; None:
+            the images themselves.
+        start: What the network starts as; None: random.
+        teacher: Whether a teacher's features are taken from disk, or made while training: the same
+            numbers, for room on the disk or for time on the GPU.
+        network: The architecture; a row that starts from another one has that row's.
+        method: The objective.
+        train: The loop's parameters; None: the checkpoint is the start as it is.
+        samplings: Samplings of the one checkpoint, by name; a case of a study may have none.
+        reconstruction: What the checkpoint encodes and decodes; None: nothing.
+        sweep: Samplings that guidance is picked from; None: there is no sweep.
+    """
+
+    paper: PaperConfig | None = None
+    study: str | None = None
+    data: str
+    latents: str | None = None
+    start: StartConfig | None = None
+    teacher: Literal["cached", "online"] = "cached"
+    network: NetworkConfig
+    method: MethodConfig
+    train: TrainConfig | None
+    samplings: dict[str, SampleConfig] = {}
+    reconstruction: ReconstructionConfig | None = None
+    sweep: SweepConfig | None = None
+
+    @property
+    def paper_name(self) -> str | None:
+        """Name of the paper whose line it is; None: it is a case of a study."""
+        return None if self.paper is None else self.paper.name
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        method, of_images = self.method.root, isinstance(self.network.root, DSDViTConfig)
+        if method.name == "dsd" and not of_images:
+            raise ValueError(
+                f"method dsd trains its own ViT, not a {self.network.root.name}: set network.name "
+                "to dsd_vit"
+            )
+        if of_images and self.latents is not None:
+            raise ValueError("latents: DSD's ViT has latents of its own; leave the key out")
+        self._check_process()
+        if self.start is None and (method.needs_start or self.train is None):
+            reason = f"method {method.name} tunes a network" if self.train else "train is null"
+            raise ValueError(f"{reason}: give a start, another row or published weights")
+        if self.train is None and self.teacher == "online":
+            raise ValueError("teacher online is of a training: leave it out, or give `train`")
+        return self
+
+    def _check_process(self) -> None:
+        """Refuse a method, grids and solvers that are not of what the network predicts."""
+        network, method = self.network.root, self.method.root
+        of_chain, of_tokens = isinstance(network, DiTConfig), isinstance(network, DSDViTConfig)
+        solvers: dict[str, SolverConfig] = dict(self.samplings)
+        solvers |= self.sweep.points if self.sweep else {}
+        grids: dict[str, GridConfig] = {f"samplings.{name}": one for name, one in solvers.items()}
+        if isinstance(method, SSDConfig):
+            grids["method.grid"] = method.grid
+            if method.synthetic is not None:
+                grids["method.synthetic"] = method.synthetic
+            if method.only_step is not None and self.paper is not None:
+                raise ValueError("method.only_step is of a study: what it tunes samples one step")
+            if getattr(method.target, "weight", None) == "midpoint" and not of_chain:
+                raise ValueError("method.target.weight midpoint is of DiT: take auto")
+            if method.guided_channels is not None and of_tokens:
+                raise ValueError("method.guided_channels: DSD's latents are guided whole")
+        if isinstance(method, ProgressiveConfig):
+            grids["method.grid"] = method.grid
+        if of_chain and getattr(method, "time_distribution", "uniform") != "uniform":
+            raise ValueError("method.time_distribution: discrete times are drawn evenly")
+        for key, grid in grids.items():
+            of_flow = grid.timestep_shift != 1 or grid.last_step is not None
+            if of_flow if of_chain else grid.times is not None:
+                idle = "timestep_shift and last_step" if of_chain else "times"
+                raise ValueError(f"{key}: {idle} mean nothing for network {network.name}")
+            if not isinstance(grid, SolverConfig):
+                continue
+            if (grid.solver in get_args(ChainSolverName)) != of_chain:
+                kind = ChainSolverName if of_chain else FlowSolverName
+                raise ValueError(
+                    f"{key}.solver {grid.solver!r} is not of network {network.name}: take one of "
+                    f"{', '.join(get_args(kind))}"
+                )
+            if grid.guided_channels is not None and of_tokens:
+                raise ValueError(f"{key}.guided_channels: DSD's latents are guided whole")
+        if isinstance(method, SSDConfig | ProgressiveConfig):
+            self._check_grid(method)
+
+    def _check_grid(self, method: SSDConfig | ProgressiveConfig) -> None:
+        """Refuse to sample at times that the method has not tuned."""
+        halved = isinstance(method, ProgressiveConfig)
+        tuned = method.grid.model_copy(update={"halvings": method.grid.halvings + halved})
+        for name, sampling in self.samplings.items():
+            for key in GridConfig.model_fields:
+                ours, theirs = getattr(sampling, key), getattr(tuned, key)
+                if ours != theirs:
+                    raise ValueError(
+                        f"samplings.{name}.{key} is {ours}, but the network is tuned for {theirs}"
+                    )
+
+    @model_validator(mode="after")
+    def _is_a_line_or_a_case(self) -> Self:
+        if (self.paper is None) == (self.study is None):
+            raise ValueError(
+                "a row has either `paper`, as a line of a table, or `study`, as a case"
+            )
+        if self.paper is None:
+            return self
+        if not self.samplings:
+            raise ValueError("samplings: a line of a table needs one or more")
+        for name in self.paper.samplings:
+            if name not in self.samplings:
+                raise ValueError(
+                    f"paper.samplings: the row has no sampling {name!r}; it has "
+                    f"{', '.join(self.samplings)}"
+                )
+        return self
