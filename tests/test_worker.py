@@ -1,3 +1,5 @@
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -49,6 +51,29 @@ def test_a_rank_whose_parent_is_already_gone_ends_at_once():
     program = "from selfdistill.lifeline import die_with_parent; die_with_parent(1 << 22)"
     done = subprocess.run([sys.executable, "-c", program], check=False)
     assert done.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(("at", "left"), [("", ["report.json"]), ("json.dump", [])])
+def test_a_rank_that_is_killed_as_it_writes_its_report_leaves_none(tmp_path, at, left):
+    """Torch elastic takes half a report for a fault of its own, and raises that one instead."""
+    program = (
+        "import os, json, signal; from selfdistill.distributed import reporting\n"
+        "def half(report, file): file.write('{'); file.flush(); os.kill(os.getpid(), 9)\n"
+        f"{at or 'unused'} = half\n"
+        "@reporting\n"
+        "def rank(): raise ValueError('no such file')\n"
+        "rank()\n"
+    )
+    report = tmp_path / "report.json"
+    environment = {**os.environ, "TORCHELASTIC_ERROR_FILE": str(report)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, env=environment, capture_output=True
+    )
+    assert (done.returncode == -signal.SIGKILL) == bool(at)
+    assert [file.name for file in tmp_path.iterdir() if not file.name.startswith(".")] == left
+    for file in left:
+        said = json.loads((tmp_path / file).read_text())["message"]["message"]
+        assert said == "ValueError: no such file"
 
 
 def test_a_rank_that_joins_is_told_how_torchrun_has_to_be_started(monkeypatch):

@@ -18,10 +18,12 @@ from torch.optim import Optimizer
 
 from selfdistill.determinism import deterministic
 from selfdistill.distributed import sharding
+from selfdistill.files import atomic_path
 
 # Tells torch elastic to leave the store by which ranks meet to the ranks. Its own outlives a
 # meeting, and with other hosts in the next one its entries are wrong.
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+_REPORT = "TORCHELASTIC_ERROR_FILE"  # where torch elastic waits for a rank's exception
 _PATIENCE = timedelta(minutes=10)  # with a rank that neither answers nor hangs up
 
 
@@ -292,7 +294,19 @@ def _naming_lost_ranks() -> Iterator[None]:
 
 
 def reporting(entry: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a rank's entry point so that its exception reaches whoever started the ranks."""
-    from torch.distributed.elastic.multiprocessing.errors import record
+    """Decorate a rank's entry point so that its exception reaches whoever started the ranks.
 
-    return record(entry)
+    A rank that is ended while it writes its report leaves none: torch elastic, which writes the
+    file in place, could not read half of one.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, record
+
+    class Reporter(ErrorHandler):
+        def record_exception(self, e: BaseException) -> None:
+            if _REPORT not in os.environ:  # nobody waits for it
+                return
+            with atomic_path(Path(os.environ[_REPORT])) as partial:
+                os.environ[_REPORT] = str(partial)
+                super().record_exception(e)
+
+    return record(entry, Reporter())
