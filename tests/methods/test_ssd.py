@@ -2,12 +2,15 @@
 
 import copy
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
+from torch._dynamo import config as dynamo
 
 from selfdistill.data.loader import Batch
 from selfdistill.diffusion.config import GridConfig, SolverConfig
@@ -26,7 +29,8 @@ from selfdistill.methods.ssd import SSD
 from selfdistill.methods.ssd_config import SSDConfig
 from selfdistill.networks.config import NetworkConfig
 from selfdistill.networks.fusion import Fusion
-from selfdistill.pipelines.train.layers import recompute_layers
+from selfdistill.pipelines.train import layers
+from selfdistill.pipelines.train.layers import compile_layers, recompute_layers
 
 SITES = ("branch", "gated", "block", "output")
 EXPLICIT = {"form": "explicit", "weight": "auto"}
@@ -205,6 +209,31 @@ def test_recomputed_layers_give_the_same_gradients(site):
         gradients.append([p.grad for p in method.network.parameters() if p.requires_grad])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_variants_of_a_compiled_layer_stay_below_the_limit_of_recompiling(site, monkeypatch):
+    """Frozen and trained, recording and mixing, batch and probe; beyond it nothing is compiled."""
+    num_graphs = [0]
+
+    def backend(graph, _):
+        num_graphs[0] += 1
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = functools.partial(torch.compile, backend=backend)
+    monkeypatch.setattr(layers.torch, "compile", compiled)
+    own = {"solver": "ddim", "num_steps": 3, "guidance": 1.5, "guidance_interval": (0, 1)}
+    chosen = config({**IMPLICIT, "site": site}, guidance=1.5, synthetic=own)
+    method = build(chosen, transformer(depth=12))  # more layers than the limit
+    compile_layers(method)
+    recompute_layers(method)
+    with dynamo.patch(fail_on_recompile_limit_hit=True):
+        for _ in range(2):
+            method.loss(batch_of(4))["distillation"].mean().backward()
+            method.diagnose(batch_of(6))
+    assert 3 <= num_graphs[0] <= 8
+    torch.compiler.reset()
 
 
 def test_a_loss_over_all_outputs_sees_the_variance_too():
@@ -483,7 +512,7 @@ def test_truncated_snr_takes_the_larger_error_of_noise_and_data(kind):
 
 
 ORDINARY = MethodConfig.model_validate(
-    {"name": "diffusion", "class_dropout": 0.1, "ema_decay": 0.0}
+    {"name": "diffusion", "class_dropout": 0.1, "ema_decay": None}
 )
 
 
@@ -495,6 +524,25 @@ def test_ordinary_training_learns_noise_and_variance():
     bias = method.network.final_layer.linear.bias.grad.view(4, 6)
     assert bias[:, :3].abs().sum() == 0 < bias[:, 3:].abs().sum()  # not through the mean
     assert set(build(ORDINARY, transformer("sit")).loss(batch_of())) == {"error"}
+
+
+def test_without_an_average_the_network_samples_and_is_kept_once(tmp_path):
+    averaged = {**ORDINARY.root.model_dump(), "ema_decay": 0.9}
+    sizes = []
+    for chosen in (ORDINARY, MethodConfig.model_validate(averaged)):
+        method = build(chosen)
+        step(method, batch_of(), num=1)
+        method.after_step(6, 6)
+        about = {"network_config": transformer(), "method_config": chosen, "about": {"nimg": 6}}
+        saved = Checkpoint.write(tmp_path / str(chosen.root.ema_decay), method, **about)
+        released = saved.load(torch.device("cpu")).released().state_dict()
+        same = [
+            torch.equal(released[name], value)
+            for name, value in method.network.state_dict().items()
+        ]
+        assert all(same) == (chosen is ORDINARY)
+        sizes.append(len(load_file(saved.path / "weights.safetensors")))
+    assert sizes[1] == 2 * sizes[0]
 
 
 def test_the_control_of_a_head_learns_as_dsd_trains_it(network):

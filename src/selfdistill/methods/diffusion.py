@@ -8,6 +8,7 @@ which no gradient goes.
 """
 
 import copy
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from selfdistill.methods.method import Losses
 
 
 class Diffusion(Generator):
-    """A network and its averaged copy, which samples.
+    """A network and its averaged copy, which samples if there is one.
 
     Args:
         network: A DiT or SiT, or DSD's ViT.
@@ -33,7 +34,9 @@ class Diffusion(Generator):
     def __init__(self, network: nn.Module, config: DiffusionConfig, weights: object = None) -> None:
         super().__init__(network)
         self.config = config
-        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.average: Any = None
+        if config.ema_decay is not None:
+            self.average = copy.deepcopy(self.network).requires_grad_(False)
 
     def loss(self, batch: Batch) -> Losses:
         """Return the errors of the prediction, (N,), and the bound of the variance, if predicted.
@@ -64,14 +67,16 @@ class Diffusion(Generator):
         return self.process.draw_time(draws)
 
     def after_step(self, nimg: int, batch_size: int) -> None:
-        """Move the averaged copy towards the network."""
-        decay = warmed_up_decay(self.config.ema_decay, nimg // batch_size - 1)
-        update_average(self.average, self.network, decay)
+        """Move the averaged copy towards the network, if there is one."""
+        if self.config.ema_decay is not None:
+            decay = warmed_up_decay(self.config.ema_decay, nimg // batch_size - 1)
+            update_average(self.average, self.network, decay)
 
     def network_at(self, t: float) -> nn.Module:
-        """Return the averaged copy."""
-        return self.average
+        """Return the averaged copy, or the network itself."""
+        sampling: nn.Module = self.network if self.average is None else self.average
+        return sampling
 
     def released(self) -> nn.Module:
-        """Return the averaged copy; of a head, the whole ViT with it."""
-        return self._whole(self.average)
+        """Return the network that samples; of a head, the whole ViT with it."""
+        return self._whole(self.network_at(0.0))

@@ -13,7 +13,8 @@ class DiffusionConfig(Objective):
 
     Attributes:
         class_dropout: Share of the labels replaced by the null class.
-        ema_decay: Decay of the averaged network per optimizer step; 0: it is the network itself.
+        ema_decay: Decay of the averaged network per optimizer step; None: there is none, and the
+            network itself samples.
         time_distribution: Law of the time: even, or, of flow times, the sigmoid of N(0, 1).
         cosine: Weight of 1 - cosine of prediction and target over channels, beside the squared
             error, as in LightningDiT and DSD.
@@ -21,6 +22,6 @@ class DiffusionConfig(Objective):
 
     name: Literal["diffusion"]
     class_dropout: Probability
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     time_distribution: Literal["uniform", "logit_normal"] = "uniform"
     cosine: Annotated[float, Field(ge=0)] = 0.0

@@ -186,7 +186,7 @@ class Release:
             network = build_network(NetworkConfig.model_validate(self.config["network"]))
         network.load_state_dict(load_file(file))
         method = method_around(network, MethodConfig.model_validate(self.config["method"]))
-        if hasattr(method, "average"):
+        if getattr(method, "average", None) is not None:
             method.network = method.average  # one copy is enough
         return method.to(self.device).eval().requires_grad_(False)
 

@@ -131,7 +131,7 @@ class Card:
             last=network["num_classes"] - 1,
             sampling=_default_name(self.paper, self.samplings),
         )
-        averaged = method.get("ema_decay", 0) > 0
+        averaged = bool(method.get("ema_decay"))
         title = PAPERS[self.paper["name"]]
         nimg = f"{self.about['nimg']:,}"
         parameters = {
