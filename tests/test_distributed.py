@@ -31,6 +31,9 @@ from selfdistill.distributed.launch import (
 from selfdistill.distributed.sharding import own_rows
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.methods.checkpoint import Checkpoint
+from selfdistill.methods.config import MethodConfig
+from selfdistill.methods.registry import build_method
+from selfdistill.networks.config import NetworkConfig
 from selfdistill.pipelines.train.job import train_row
 
 _PATIENCE = 120.0  # seconds until a run that does nothing is given up
@@ -44,6 +47,7 @@ _WATCH = """
         from selfdistill.data.loader import Loader
         from selfdistill.draws import Draws
         from selfdistill.methods.dsd import DSD
+        from selfdistill.methods.generator import Tuned
         from selfdistill.pipelines.train.optim import Updates
 
         log = Path(os.environ["WATCHED"]) / f"{os.getpid()}.jsonl"
@@ -55,9 +59,7 @@ _WATCH = """
         def sha(tensor):
             return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]
 
-        stream, draw, of, after_step = (
-            Loader.stream, Draws._words, Updates.of.__func__, DSD.after_step
-        )
+        stream, draw, of = Loader.stream, Draws._words, Updates.of.__func__
 
         def watched_stream(self, places):
             for batch in stream(self, places):
@@ -78,18 +80,22 @@ _WATCH = """
             note(held=held, all=sum(part.parameter.numel() for part in updates.parts))
             return updates
 
-        def watched_step(self, nimg, batch_size):
-            after_step(self, nimg, batch_size)
-            time.sleep(float(os.environ.get("SLOW", 0)))
-            if nimg == int(os.environ.get("STOP_AT", 0)):
-                os.kill(os.getpid(), signal.SIGTERM)
-            if nimg == int(os.environ.get("BUG_AT", 0)) and os.environ.get("RANK") == "1":
-                raise RuntimeError("a bug")
+        def watched_step(after_step):
+            def watched(self, nimg, batch_size):
+                after_step(self, nimg, batch_size)
+                time.sleep(float(os.environ.get("SLOW", 0)))
+                if nimg == int(os.environ.get("STOP_AT", 0)):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                if nimg == int(os.environ.get("BUG_AT", 0)) and os.environ.get("RANK") == "1":
+                    raise RuntimeError("a bug")
+
+            return watched
 
         if os.environ.get("NOTES"):
             Loader.stream, Draws._words = watched_stream, watched_draw
             Updates.of = classmethod(watched_of)
-        DSD.after_step = watched_step
+        for method in (DSD, Tuned):
+            method.after_step = watched_step(method.after_step)
 """
 
 _TRAIN = """
@@ -101,12 +107,13 @@ _TRAIN = """
     from selfdistill.networks.config import NetworkConfig
     from selfdistill.pipelines.train.config import TrainConfig
     from selfdistill.pipelines.train.job import train_row
+    from selfdistill.methods.checkpoint import Checkpoint
     a = json.loads(Path(sys.argv[1]).read_text())
     train_row(
-        Shards.open(Path(a["images"])), Shards.open(Path(a["features"])),
+        Shards.open(Path(a["images"])), Shards.open(Path(a["features"])) if a["features"] else None,
         NetworkConfig.model_validate(a["network"]), MethodConfig.model_validate(a["method"]),
         TrainConfig.model_validate(a["train"]), DistributedConfig.model_validate(a["machine"]),
-        Path(a["scratch"]), {},
+        Path(a["scratch"]), {}, start=Checkpoint.open(Path(a["start"])) if a["start"] else None,
     )
 """
 
@@ -117,9 +124,10 @@ _ONE = {"device": "cpu", "num_ranks": 1, "num_workers": 1}
 class Trainings:
     """Starts trainings in processes of their own, whose ranks are watched."""
 
-    def __init__(self, root, images, features, network, method, train):
+    def __init__(self, root, images, features, network, method, train, begin=None):
         self.root, self._images, self._features = root, images, features
         self._network, self._method, self._train = network, method, train
+        self._begin = begin
         (root / "watch").mkdir()
         (root / "watch" / "sitecustomize.py").write_text(textwrap.dedent(_WATCH))
 
@@ -127,7 +135,9 @@ class Trainings:
         arguments = self.root / f"{name}.json"
         train = self._train.model_copy(update=changes or {})
         values = {
-            "images": str(self._images.path), "features": str(self._features.path),
+            "images": str(self._images.path),
+            "features": self._features and str(self._features.path),
+            "start": self._begin and str(self._begin.path),
             "network": self._network.model_dump(mode="json"),
             "method": self._method.model_dump(mode="json"),
             "train": train.model_dump(mode="json"), "scratch": str(self.root / name),
@@ -161,6 +171,7 @@ class Trainings:
                 DistributedConfig.model_validate(_ONE | machine),
                 self.root / name,
                 {},
+                start=self._begin,
             )
 
     def checkpoint(self, name):
@@ -353,6 +364,65 @@ def test_a_saved_state_goes_on_under_any_strategy_and_number_of_ranks(trainings)
         assert list(a) == list(b)
         for key, value in a.items():
             torch.testing.assert_close(value, b[key], atol=2e-5, rtol=1e-3, msg=key)
+
+
+TRANSFORMER = {
+    "latent_size": 16, "latent_channels": 3, "patch_size": 4, "width": 16, "depth": 3,
+    "num_heads": 2, "num_classes": 5,
+}  # fmt: skip
+PROJECTORS = {"block": 1, "width": 16, "dims": [6]}  # which no pass asks: their gradient is none
+TUNED = {
+    "dit": {**TRANSFORMER, "name": "dit", "learn_sigma": True},
+    "sit": {**TRANSFORMER, "name": "sit", "learn_sigma": False, "noise_at": 1}
+    | {"projectors": PROJECTORS},
+    "head": None,  # of DSD's ViT
+}
+
+
+@pytest.fixture
+def tuning(tmp_path, images, network, method, train_config):
+    """Make the trainings of iSSD on a network by name, from a checkpoint of it."""
+
+    def make(kind):
+        ordinary = {"name": "diffusion", "class_dropout": 0.1, "ema_decay": None}
+        begun = method if kind == "head" else MethodConfig.model_validate(ordinary)
+        config = network if kind == "head" else NetworkConfig.model_validate(TUNED[kind])
+        torch.manual_seed(0)
+        built = build_method(config, begun)
+        with torch.no_grad():  # gates start at zero, and nothing would be seen of the blocks
+            for parameter in built.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape)
+        begin = Checkpoint.write(
+            tmp_path / "start", built, network_config=config, method_config=begun,
+            about={"nimg": 0},
+        )  # fmt: skip
+        target = {"form": "implicit", "mix_prev": 0.25, "site": "branch"}
+        issd = {"name": "ssd", "target": target, "grid": {"num_steps": 4}, "class_dropout": 0.1}
+        chosen = MethodConfig.model_validate(issd)
+        return Trainings(tmp_path, images, None, config, chosen, train_config, begin)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("kind", "strategy"),
+    [("sit", "ddp"), pytest.param("dit", "fsdp", marks=pytest.mark.slow), ("head", "fsdp")],
+)
+def test_self_distillation_goes_on_from_two_ranks_on_one(tuning, kind, strategy):
+    """The frozen copy is cut, gathered and saved too, and stays what the training started from."""
+    trainings = tuning(kind)
+    trainings.run("one")
+    stopped = trainings.start(
+        "two", None, {"STOP_AT": "48"}, max_restarts=0, num_ranks=2, strategy=strategy
+    )
+    _, log = stopped.communicate()
+    assert "state saved at 48 images" in log
+    trainings.run("two")
+    for line, expected in zip(trainings.losses("two"), trainings.losses("one"), strict=True):
+        assert line == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    two, one = (trainings.checkpoint(name).load(torch.device("cpu")) for name in ("two", "one"))
+    for key, value in two.network.state_dict().items():
+        torch.testing.assert_close(value, one.network.state_dict()[key], atol=2e-5, rtol=1e-3)
 
 
 def test_an_error_in_the_code_of_a_rank_is_not_tried_again(trainings, caplog):
