@@ -243,7 +243,7 @@ def test_missing_settings_are_named(base):
         ("continued_dit_xl_256.method.time_distribution", "logit_normal", "are drawn evenly"),
         ("imagenet_256.latents.sd.mirrored", False, "latents of them are not kept"),
         ("figures.few_steps_dit.metric", "fd_tiny", "is not among evaluation.metrics"),
-        ("figures.few_steps_dit.lines.SSD", ["a.b"], "few_steps_dit.lines.SSD: no sampling 'a.b'"),
+        ("figures.few_steps_dit.lines.SSD", ["a.b"], "few_steps_dit: there is no sampling 'a.b'"),
     ],
 )
 def test_starts_latents_and_figures_that_cannot_be_are_refused(project, path, value, message):

@@ -125,11 +125,10 @@ class ProjectConfig(Config):
                     f"figures.{name}.metric {figure.metric!r} is not among evaluation.metrics: "
                     f"{', '.join(self.evaluation.metrics)}"
                 )
-            for caption, samplings in figure.lines.items():
-                for one in samplings:
-                    row, _, sampling = one.partition(".")
-                    if row not in self.rows or sampling not in self.rows[row].samplings:
-                        raise ValueError(f"figures.{name}.lines.{caption}: no sampling {one!r}")
+            for one in figure.samplings:
+                row, _, sampling = one.partition(".")
+                if row not in self.rows or sampling not in self.rows[row].samplings:
+                    raise ValueError(f"figures.{name}: there is no sampling {one!r}")
 
     def _check_network(self, name: str, row: RowConfig) -> None:
         """Refuse a network that does not fit the dataset."""

@@ -61,7 +61,7 @@ def register_pipelines() -> Pipelines:
     Returns:
         `<row>`: from raw images, and from the checkpoint of the row that it starts from, to its
         metrics, its paper's tables and its release; `<stage>`: that stage for all lines of the
-        tables; `<study>`: all cases of a study and their figure; `sweep_<row>`: what the row's
+        tables; `<study>`: all cases of a study and its figures; `sweep_<row>`: what the row's
         guidance is picked from, of its checkpoint as it stands; `<stage>_<dataset>` for preprocess,
         features and latents, with `share_` in front of it for one host's share, with `repair_` for
         what is damaged; `verify_<dataset>` and `repair_<dataset>` for all its sets; `<dataset>`:
@@ -98,9 +98,15 @@ def register_pipelines() -> Pipelines:
         parts = [parts for name in lines for parts in (sources(name), made(name))]
         return _sum(part[stage] for part in parts if stage in part)
 
+    def of_figure(name: str) -> Pipeline:
+        figure = config.figures[name]
+        return report.create_figure_pipeline(name, figure.samplings, figure.rows)
+
     def of_study(study: str) -> Pipeline:
         cases = [name for name, row in config.rows.items() if row.study == study]
-        return _sum([*map(of_row, cases), report.create_study_pipeline(study, cases)])
+        own = [name for name, one in config.figures.items() if not {*cases}.isdisjoint(one.rows)]
+        drawn = [*map(of_figure, own)] or [report.create_study_pipeline(study, cases)]
+        return _sum([*map(of_row, cases), *drawn])
 
     def all_of(dataset: str) -> Pipeline:
         own = _dataset_pipelines(dataset, config.datasets[dataset], config)
@@ -116,8 +122,8 @@ def register_pipelines() -> Pipelines:
             builders[f"sweep_{name}"] = partial(_sweep, name, row, config)
     for study in sorted({row.study for row in config.rows.values() if row.study}):
         builders[study] = partial(of_study, study)
-    for name, figure in config.figures.items():
-        builders[name] = partial(report.create_figure_pipeline, name, figure.samplings, figure.rows)
+    for name in config.figures:
+        builders[name] = partial(of_figure, name)
     builders |= {stage: partial(of_stage, stage) for stage in STAGES}
     for name, dataset in config.datasets.items():
         builders |= _dataset_pipelines(name, dataset, config)

@@ -40,7 +40,7 @@ def test_every_row_and_dataset_has_a_file_and_the_root_has_the_tables(texts, bas
         for name in (*family.rows, *family.datasets):
             assert folder / name / "dvc.yaml" in texts
     reports = {"report_dsd", "report_ssd", "report_collapse_study"}
-    reports |= {"report_few_steps_dit", "report_few_steps_dsd"}
+    reports |= {f"report_{name}" for name in base.config.figures}
     assert reports <= stages_of(texts, "dvc.yaml").keys()
     assert reports == stages_of(texts, "pipelines.dvc/tiny/dvc.yaml").keys()
     assert tiny.datasets == ["digits_32", "digits_8"]

@@ -197,13 +197,16 @@ class Family:
         """Yield pipelines, and the nodes of each that are ours, every node once."""
         for name in [*self.datasets, *self.rows]:
             yield name, [node for node in self.pipelines[name].nodes if owner_of(node) == name]
-        studies = {self.config.rows[name].study for name in self.rows}
+        drawn: set[Node] = set()  # by a study too
         for name, figure in self.config.figures.items():
             if set(figure.rows) <= set(self.rows):
+                drawn.update(self.pipelines[name].nodes)
                 yield name, self.pipelines[name].nodes
+        studies = {self.config.rows[name].study for name in self.rows}
         for name in [*sorted(study for study in studies if study), "report"]:
             nodes = [node for node in self.pipelines[name].nodes if owner_of(node) is None]
-            yield name, [node for node in nodes if self._is_of_our_rows(node)]
+            rest = [node for node in nodes if node not in drawn and self._is_of_our_rows(node)]
+            yield name, rest
 
     def _is_of_our_rows(self, node: Node) -> bool:
         names = (name.removeprefix(_PARAMS) for name in node.inputs)

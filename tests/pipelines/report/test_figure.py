@@ -1,6 +1,7 @@
 """Figures of lines: what has been measured, and what has not."""
 
 import pytest
+from matplotlib.axes import Axes
 
 from selfdistill.pipelines.report import nodes
 from selfdistill.pipelines.report.figure import collect_points, draw_lines
@@ -49,6 +50,20 @@ def test_x_may_be_any_number_of_a_rows_parameters():
         assert [point["x"] for point in record["lines"]["All"]] == values
     with pytest.raises(ValueError, match=r"base has no number at train\.seed"):
         collect_points(figure(x="train.seed"), RESULTS, ROWS)
+
+
+def test_a_level_has_no_x_and_is_drawn_across(monkeypatch):
+    chosen = figure(lines={"All": ["base.n10"]}, levels={"Start": "base.n4", "Later": "tuned.n4"})
+    assert set(chosen.samplings) == {"base.n10", "base.n4", "tuned.n4"}
+    record = collect_points(chosen, RESULTS, ROWS)
+    assert record["levels"] == {
+        "Start": {"sampling": "base.n4", "value": 4.0, "std": 0.5},
+        "Later": {"sampling": "tuned.n4", "value": None},
+    }
+    heights = []
+    monkeypatch.setattr(Axes, "axhline", lambda _, y, **__: heights.append(y))
+    draw_lines(record)
+    assert heights == [4.0]
 
 
 def test_the_node_finds_its_inputs_by_their_names():

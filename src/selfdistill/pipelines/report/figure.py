@@ -30,8 +30,9 @@ def collect_points(
         rows: Parameters of the rows, as written.
 
     Returns:
-        The metric, x and log, and by caption a list of points: sampling, x, value, and its std over
-        repeats if there is one; None where nobody has measured.
+        The metric, x and log; by caption of a line a list of points: sampling, x, value, and its
+        std over repeats if there is one; by caption of a level one point, without x. None where
+        nobody has measured.
 
     Raises:
         ValueError: If a row has no number at x; it names the row and the path.
@@ -40,12 +41,22 @@ def collect_points(
     for caption, samplings in config.lines.items():
         for name in samplings:
             row, result = name.partition(".")[0], results[name]
-            metrics = result["metrics"] if result else {}
             point = {"sampling": name, "x": _x(config.x, row, rows[row], result)}
-            point |= {"value": metrics.get(config.metric)}
-            std = result.get("std", {}).get(config.metric) if result else None
-            lines.setdefault(caption, []).append(point | ({} if std is None else {"std": std}))
-    return {"metric": config.metric, "x": config.x, "log": config.log, "lines": lines}
+            lines.setdefault(caption, []).append(point | _measured(config.metric, result))
+    levels = {
+        caption: {"sampling": name, **_measured(config.metric, results[name])}
+        for caption, name in config.levels.items()
+    }
+    what = {"metric": config.metric, "x": config.x, "log": config.log}
+    return {**what, "lines": lines, "levels": levels}
+
+
+def _measured(metric: str, result: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the value of a metric, and its std over repeats if there is one."""
+    if result is None:
+        return {"value": None}
+    std = result.get("std", {}).get(metric)
+    return {"value": result["metrics"].get(metric)} | ({} if std is None else {"std": std})
 
 
 def _x(
@@ -90,6 +101,11 @@ def draw_lines(record: Mapping[str, Any]) -> Image.Image:
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=5,
         )
+    for number, (caption, point) in enumerate(record["levels"].items(), len(record["lines"])):
+        if point["value"] is not None:
+            measured = True
+            colour = _COLOURS[number % len(_COLOURS)]
+            panel.axhline(point["value"], label=caption, color=colour, linestyle="--")
     if record["log"]:
         panel.set_xscale("log")
         panel.set_yscale("log")

@@ -15,17 +15,20 @@ class FigureConfig(Config):
             a number in the row's parameters, such as train.total_nimg.
         log: Whether both axes are logarithmic.
         lines: By caption, the samplings as <row>.<sampling>.
+        levels: By caption, one sampling that has no x, such as the base that others start from.
     """
 
     metric: str
     x: str
     log: bool
     lines: dict[str, list[str]] = Field(min_length=1)
+    levels: dict[str, str] = {}
 
     @property
     def samplings(self) -> list[str]:
         """All that is shown, each once."""
-        return list(dict.fromkeys(one for line in self.lines.values() for one in line))
+        drawn = [one for line in self.lines.values() for one in line]
+        return list(dict.fromkeys([*drawn, *self.levels.values()]))
 
     @property
     def rows(self) -> list[str]:
