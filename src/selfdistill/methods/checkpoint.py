@@ -104,5 +104,5 @@ class Checkpoint:
             NetworkConfig.model_validate(self.about["network"]),
             MethodConfig.model_validate(self.about["method"]),
         )
-        method.load_state_dict(load_file(self.path / _WEIGHTS))
+        method.load_state_dict(load_file(self.path / _WEIGHTS), assign=True)
         return method.to(device).eval().requires_grad_(False)

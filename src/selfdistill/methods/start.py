@@ -29,7 +29,7 @@ def fill(network: nn.Module, start: Path) -> None:
         return
     released = Checkpoint.open(start).load(torch.device("cpu")).released()
     try:
-        network.load_state_dict(released.state_dict())
+        network.load_state_dict(released.state_dict(), assign=True)
     except RuntimeError as error:
         raise ValueError(
             f"{start}: its network is not the one that the row starts with: {error}"
