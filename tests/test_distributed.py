@@ -47,7 +47,7 @@ _WATCH = """
         from selfdistill.data.loader import Loader
         from selfdistill.draws import Draws
         from selfdistill.methods.dsd import DSD
-        from selfdistill.methods.generator import Tuned
+        from selfdistill.methods.latent_method import Tuned
         from selfdistill.pipelines.train.optim import Updates
 
         log = Path(os.environ["WATCHED"]) / f"{os.getpid()}.jsonl"
@@ -127,7 +127,7 @@ class Trainings:
     def __init__(self, root, images, features, network, method, train, begin=None):
         self.root, self._images, self._features = root, images, features
         self._network, self._method, self._train = network, method, train
-        self._begin = begin
+        self.begin = begin
         (root / "watch").mkdir()
         (root / "watch" / "sitecustomize.py").write_text(textwrap.dedent(_WATCH))
 
@@ -137,7 +137,7 @@ class Trainings:
         values = {
             "images": str(self._images.path),
             "features": self._features and str(self._features.path),
-            "start": self._begin and str(self._begin.path),
+            "start": self.begin and str(self.begin.path),
             "network": self._network.model_dump(mode="json"),
             "method": self._method.model_dump(mode="json"),
             "train": train.model_dump(mode="json"), "scratch": str(self.root / name),
@@ -171,7 +171,7 @@ class Trainings:
                 DistributedConfig.model_validate(_ONE | machine),
                 self.root / name,
                 {},
-                start=self._begin,
+                start=self.begin,
             )
 
     def checkpoint(self, name):
@@ -417,6 +417,13 @@ def test_self_distillation_goes_on_from_two_ranks_on_one(tuning, kind, strategy)
     )
     _, log = stopped.communicate()
     assert "state saved at 48 images" in log
+    (file,) = trainings.root.glob("two/*/state.pt")
+    saved = torch.load(file, weights_only=True)["method"]
+    begun = trainings.begin.load(torch.device("cpu")).released().state_dict()
+    frozen = {key: value for key, value in saved.items() if key.startswith("frozen.")}
+    assert frozen
+    for key, value in frozen.items():
+        assert torch.equal(value, begun[key.removeprefix("frozen.")]), key
     trainings.run("two")
     for line, expected in zip(trainings.losses("two"), trainings.losses("one"), strict=True):
         assert line == pytest.approx(expected, rel=1e-5, abs=1e-5)

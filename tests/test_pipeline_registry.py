@@ -103,6 +103,20 @@ def test_a_study_trains_its_cases_and_no_more_than_they_need(registered, study):
     assert set(cases).isdisjoint(node.namespace for node in found["__default__"].nodes)
 
 
+def test_a_study_of_samplings_draws_its_figures_and_does_not_train_what_its_cases_start_from(
+    registered,
+):
+    _, found = registered
+    pipeline = found["ssd_few_steps"]
+    drawn = ("strength_issd_dit", "strength_ssd_dit", "dynamics_dit", "one_step_dit")
+    assert {f"figure_{name}" for name in drawn} <= pipeline.outputs()
+    assert "figure_ssd_few_steps" not in pipeline.outputs()
+    trained = {node.namespace for node in pipeline.nodes if node.short_name == "train"}
+    assert len(trained) == 15
+    assert "dit_xl_256.checkpoint" in pipeline.inputs()
+    assert trained.isdisjoint(node.namespace for node in found["__default__"].nodes)
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_a_sweep_measures_all_points_of_one_checkpoint_and_picks(registered, row):
     _, found = registered

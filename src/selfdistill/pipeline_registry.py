@@ -137,7 +137,7 @@ def register_pipelines() -> Pipelines:
 
 
 def _check_names(config: ProjectConfig) -> None:
-    """Refuse rows and studies whose pipelines would take another one's name.
+    """Refuse rows, studies and figures whose pipelines would take another one's name.
 
     Raises:
         ValueError: Naming the key.

@@ -12,8 +12,10 @@ import torch
 from selfdistill.data.pixels import dequantise, quantise
 from selfdistill.diffusion.config import SolverConfig
 from selfdistill.methods.checkpoint import Checkpoint
+from selfdistill.methods.config import MethodConfig
 from selfdistill.methods.registry import build_method
 from selfdistill.methods.release import Release
+from selfdistill.networks.config import NetworkConfig
 from selfdistill.pipelines.sample.config import SampleConfig
 from selfdistill.pipelines.sample.generate import generate_samples
 
@@ -167,6 +169,30 @@ def test_interpolation_ends_at_its_ends_and_stays_normalised(dsd, photographs):
         between.var(-1, correction=0), torch.ones(5, TOKENS), atol=1e-2, rtol=0
     )
     assert dsd.decode(between).shape == (5, SIDE, SIDE, 3)
+
+
+def test_noise_of_a_network_that_only_samples_has_the_shape_of_its_data(tmp_path):
+    """Four images of four channels: what once blended channel by channel."""
+    values = {
+        "name": "dit", "latent_size": 4, "latent_channels": 4, "patch_size": 2, "width": 16,
+        "depth": 1, "num_heads": 2, "num_classes": NUM_CLASSES, "learn_sigma": True,
+    }  # fmt: skip
+    config = NetworkConfig.model_validate(values)
+    ordinary = {"name": "diffusion", "class_dropout": 0.1, "ema_decay": None}
+    chosen = MethodConfig.model_validate(ordinary)
+    built = build_method(config, chosen)
+    about = {"network_config": config, "method_config": chosen, "about": {"nimg": 0}}
+    checkpoint = Checkpoint.write(tmp_path / "checkpoint", built, **about)
+    sampling = settings(solver="ddim")
+    dit = Release.write(
+        tmp_path / "release", checkpoint, class_names=NAMES, sampling=sampling, card="# dit\n"
+    )
+    start, end = dit.noise(2)
+    between = dit.interpolate(start, end, 4)
+    assert between.shape == (4, 4, 4, 4)
+    torch.testing.assert_close(between[1], start + (end - start) / 3)
+    with pytest.raises(ValueError, match=r"floats \['N', 4, 4, 4\]"):
+        dit.sample([1], eps=start[0])
 
 
 def test_more_images_than_a_batch_come_back_in_order(dsd, photographs):

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -291,6 +292,29 @@ def test_diagnostics_tell_the_mixed_student_from_the_network_alone():
     assert set(build(config(EXPLICIT)).diagnose(batch_of())) == {"network_error", "frozen_error"}
 
 
+class ExactNoise(nn.Module):
+    """Of Gaussian data, N(0.5, 0.3^2); nothing of it is trained."""
+
+    predicts, noise_shape = "noise", (1, 2, 2)
+    config = SimpleNamespace(num_classes=5)
+
+    def forward(self, x_t, t, labels, fusion=None):
+        alpha, sigma = (table[t].view(-1, 1, 1, 1) for table in (ALPHA, SIGMA))
+        return sigma * (x_t - 0.5 * alpha) / (0.09 * alpha**2 + sigma**2)
+
+
+@pytest.mark.parametrize("target", [EXPLICIT, {**IMPLICIT, "site": "output"}])
+def test_a_step_is_compared_with_many_small_ones(target):
+    """The local error of a first-order step falls with the fourth power, squared."""
+    errors = []
+    for num_steps in (41, 81):
+        chosen = config(target, grid={"num_steps": num_steps}).root
+        method, batch = SSD(ExactNoise(), chosen, {}), batch_of(512, (1, 2, 2))
+        batch = dataclasses.replace(batch, images=0.5 + 0.3 * batch.images.double())
+        errors.append(method.diagnose(batch)["frozen_error"])
+    assert 6 < errors[0] / errors[1] < 25
+
+
 class LinearNoise(nn.Module):
     """One linear layer a time, dimension by dimension: noise = A_t x + B_t."""
 
@@ -424,7 +448,11 @@ def explicit(weight):
         (20, explicit("midpoint"), 0.2845),
         (10, explicit(0.25), 0.1268), (20, explicit(0.35), 0.0217),
         (10, implicit(0.4), 0.0854), (10, implicit(1 / 3), 0.1341), (20, implicit(1 / 3), 0.0240),
-        (4, implicit(0.55), 0.487), (4, implicit(1 / 3), 1.622),
+        (4, implicit(0.55), 0.487), (4, implicit(1 / 3), 1.622), (4, explicit(0.15), 1.022),
+        (20, implicit(0.4), 0.0168), (50, explicit(1.0), 0.0716),
+        (50, explicit("midpoint"), 0.0148),
+        (50, explicit(0.4), 0.0013), (50, implicit(0.35), 0.0014), (50, implicit(1 / 3), 0.0019),
+        (50, explicit("auto"), 0.0004), (250, None, 0.0019),
     ],
 )  # fmt: skip
 def test_errors_of_few_steps_on_gaussian_data(num_steps, target, error):
@@ -433,7 +461,7 @@ def test_errors_of_few_steps_on_gaussian_data(num_steps, target, error):
         noise_of if target is None else tuned(Chain(), noise_of, {"num_steps": num_steps}, target)
     )
     found = frechet(lambda x: ddim(predict, x, respaced_times(num_steps)))
-    assert found == pytest.approx(error, rel=0.05)
+    assert found == pytest.approx(error, rel=0.05, abs=5e-5)  # the dossier has four decimals
 
 
 @pytest.mark.parametrize(
@@ -441,7 +469,7 @@ def test_errors_of_few_steps_on_gaussian_data(num_steps, target, error):
     [
         (10, None, 0.2090), (10, explicit(1.0), 0.1617), (10, explicit("auto"), 0.0259),
         (10, implicit(1 / 3), 0.0169), (10, implicit("auto"), 0.0169), (250, None, 0.00043),
-        (250, explicit(1.0), 0.00039),
+        (250, explicit(1.0), 0.00039), (250, explicit("auto"), 0.0),
     ],
 )  # fmt: skip
 def test_errors_of_few_steps_on_the_linear_path(num_steps, target, error):
@@ -449,7 +477,7 @@ def test_errors_of_few_steps_on_the_linear_path(num_steps, target, error):
     grid = {"num_steps": num_steps}
     predict = velocity_of if target is None else tuned(Flow(), velocity_of, grid, target)
     found = frechet(lambda x: euler(predict, x, time_points(num_steps)))
-    assert found == pytest.approx(error, rel=0.05)
+    assert found == pytest.approx(error, rel=0.05, abs=1e-5)
 
 
 def test_on_the_linear_path_issds_fixed_point_samples_as_adams_and_bashforth_do():

@@ -60,6 +60,16 @@ class Process(ABC):
         """Go from times (N,) to later ones, or the end, by one prediction; first order."""
 
     @abstractmethod
+    def between(self, t: Tensor, t_next: Tensor, share: float) -> Tensor:
+        """Return times (N,) on the way from one to another, at which a network can be asked.
+
+        Args:
+            t: Times, (N,).
+            t_next: Later ones, or the end, (N,).
+            share: Of the way, in (0, 1).
+        """
+
+    @abstractmethod
     def joining(self, x: Tensor, x_next: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         """Return the prediction whose step leads from x to x_next, (N, ...)."""
 
@@ -141,6 +151,10 @@ class Chain(Process):
         """Take DDIM's step."""
         return discrete.ddim_step(x, prediction, t, t_next)
 
+    def between(self, t: Tensor, t_next: Tensor, share: float) -> Tensor:
+        """Return the nearest integers, 0 at the least."""
+        return (t + share * (t_next - t)).round().clamp(min=0).to(t.dtype)
+
     def joining(self, x: Tensor, x_next: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         """Return the noise of DDIM's step (Salimans and Ho, arXiv:2202.00512, App. G)."""
         return discrete.noise_between(x, x_next, t, t_next)
@@ -214,6 +228,10 @@ class Flow(Process):
         """Take Euler's step."""
         return x + _beside(x, t_next - t) * prediction
 
+    def between(self, t: Tensor, t_next: Tensor, share: float) -> Tensor:
+        """Return the point of the straight way."""
+        return torch.lerp(t, t_next, share)
+
     def joining(self, x: Tensor, x_next: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         """Return the mean velocity of the step."""
         return (x_next - x) / _beside(x, t_next - t)
@@ -235,20 +253,23 @@ class Flow(Process):
         return (t_next - t) / (2 * (t - before))
 
     def solve(self, predict: Predict, eps: Tensor, config: SolverConfig, draws: Draws) -> Tensor:
-        """Sample; "sde" draws noise for each step."""
+        """Sample; "sde" draws noise for each step. The state has 64 bits, as REPA's samplers'."""
         points = [*self.times(config), self.end]
+
+        def velocity(z: Tensor, t: float) -> Tensor:
+            return predict(z.to(eps.dtype), t)
+
+        def noise(number: int) -> Tensor:
+            return draws.normal(f"sde_{number}", *eps.shape[1:])
+
         if config.solver == "sde":
-
-            def noise(number: int) -> Tensor:
-                return draws.normal(f"sde_{number}", *eps.shape[1:])
-
-            return euler_maruyama(predict, eps, points, noise)
+            return euler_maruyama(velocity, eps.double(), points, noise).to(eps.dtype)
         if config.solver not in SOLVERS:
             raise ValueError(
                 f"solver {config.solver!r} is of discrete times; this network knows flow times: "
                 f"take one of {', '.join((*SOLVERS, 'sde'))}"
             )
-        return SOLVERS[config.solver](predict, eps, points)
+        return SOLVERS[config.solver](velocity, eps.double(), points).to(eps.dtype)
 
 
 PROCESSES: dict[Literal["noise", "velocity"], Process] = {"noise": Chain(), "velocity": Flow()}

@@ -17,12 +17,12 @@ from selfdistill.diffusion.discrete import variance_bound
 from selfdistill.draws import Draws
 from selfdistill.methods.diffusion_config import DiffusionConfig
 from selfdistill.methods.ema import update_average, warmed_up_decay
-from selfdistill.methods.generator import Generator
+from selfdistill.methods.latent_method import LatentMethod
 from selfdistill.methods.losses import one_minus_cosine, squared_error
 from selfdistill.methods.method import Losses
 
 
-class Diffusion(Generator):
+class Diffusion(LatentMethod):
     """A network and its averaged copy, which samples if there is one.
 
     Args:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from selfdistill.data.loader import Batch
 from selfdistill.diffusion.process import as_times
-from selfdistill.methods.generator import Tuned
+from selfdistill.methods.latent_method import Tuned
 from selfdistill.methods.losses import squared_error
 from selfdistill.methods.method import Losses
 from selfdistill.methods.progressive_config import ProgressiveConfig

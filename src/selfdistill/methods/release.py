@@ -223,7 +223,7 @@ class Release:
         Raises:
             ValueError: If the latents have another shape.
         """
-        return self._in_batches(self._decode, self._as_tokens(z, "latents")).cpu().numpy()
+        return self._in_batches(self._decode, self._as_noise(z, "latents")).cpu().numpy()
 
     def sample(
         self,
@@ -238,7 +238,7 @@ class Release:
         Args:
             labels: Class indices, (N,).
             seed: Seed of the noise, in [0, 2^32).
-            eps: The noise itself, (N, L, C); None: that of `noise`.
+            eps: The noise itself, (N, *noise_shape()) of the method; None: that of `noise`.
             changes: What to do otherwise than `sampling` says, e.g. `guidance=3.0`.
 
         Returns:
@@ -249,7 +249,7 @@ class Release:
         """
         solver = SolverConfig.model_validate({**self.config["sampling"], **changes})
         classes = self._as_labels(labels)
-        noise = self.noise(len(classes), seed=seed) if eps is None else self._as_tokens(eps, "eps")
+        noise = self.noise(len(classes), seed=seed) if eps is None else self._as_noise(eps, "eps")
         if len(noise) != len(classes):
             raise ValueError(f"{len(classes)} labels and {len(noise)} eps; give one for each image")
 
@@ -261,11 +261,14 @@ class Release:
         return self._in_batches(images, noise, classes, numbers).cpu().numpy()
 
     def noise(self, num: int, *, seed: int = 0) -> Tensor:
-        """Return the noise of the images 0 to num - 1, (num, L, C), as the row's samples have it.
+        """Return the noise of the images 0 to num - 1, as the row's samples have it.
 
         Args:
             num: Number of images.
             seed: Seed, in [0, 2^32).
+
+        Returns:
+            (num, L, C) of DSD's latents, (num, C, h, w) of a VAE's.
         """
         draws = Draws(seed, torch.arange(num, device=self.device))
         return draws.normal("sample", *self.method.noise_shape())
@@ -274,14 +277,15 @@ class Release:
         """Return latents on the straight line between two, normalised if the network's own are.
 
         Args:
-            start: One image's latent, (L, C).
-            end: Another's, (L, C).
+            start: One image's latent, (L, C) of DSD, (C, h, w) of a VAE.
+            end: Another's.
             num: How many, both ends included.
 
         Returns:
-            (num, L, C).
+            (num, *start.shape).
         """
-        z = torch.lerp(start, end, torch.linspace(0, 1, num, device=start.device).view(-1, 1, 1))
+        shares = torch.linspace(0, 1, num, device=start.device)
+        z = torch.lerp(start, end, shares.view(-1, *[1] * start.ndim))
         normalized = self.config["network"].get("normalize_latent", False)
         return normalize_latent(z) if normalized else z
 
@@ -318,7 +322,7 @@ class Release:
             f"floats in [-1, 1] [N, 3, {side}, {side}]: crop and resize them first"
         )
 
-    def _as_tokens(self, tokens: Images, name: str) -> Tensor:
+    def _as_noise(self, tokens: Images, name: str) -> Tensor:
         z, shape = _as_tensor(tokens), list(self.method.noise_shape())
         if not z.is_floating_point() or list(z.shape[1:]) != shape or not len(z):
             raise ValueError(

@@ -60,8 +60,8 @@ class SSDConfig(Objective):
         guidance: Scale at which the step from one time to the next is taken; 1 = off.
         guided_channels: As in a sampling.
         include_variance: Whether what a DiT says of its variance is learned beside its noise.
-        only_step: The one step of the grid that is tuned, from 0; at the others the frozen network
-            goes on sampling. None: all.
+        only_step: The one step of the grid that is tuned, from 0: by SSD the time at its start, by
+            iSSD that at its end; at the others the frozen network goes on sampling. None: all.
         synthetic: How the frozen network makes the clean data itself; None: they are real.
     """
 

@@ -1,10 +1,11 @@
 """A figure of lines: one metric of many samplings over what they differ in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter
 from PIL import Image
 
 from selfdistill.metrics.config import METRICS
@@ -14,7 +15,8 @@ from selfdistill.pipelines.report.pictures import to_picture
 # Of Okabe and Ito's palette, which colour-blind readers can tell apart; and a mark for each.
 _COLOURS = ("#3c4043", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 _MARKERS = "osD^vPX"
-NFE = "nfe"
+NFE, _NIMG = "nfe", "train.total_nimg"
+_AXES = {NFE: "evaluations of the network a sample", _NIMG: "images seen"}
 
 
 def collect_points(
@@ -81,44 +83,48 @@ def draw_lines(record: Mapping[str, Any]) -> Image.Image:
     metric = METRICS[record["metric"]]
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     panel = figure.subplots()
-    measured = False
-    for number, (caption, points) in enumerate(record["lines"].items()):
-        known = sorted(
-            (point["x"], point["value"], point.get("std", 0.0))
-            for point in points
-            if point["value"] is not None
-        )
-        if not known:
-            continue
-        measured = True
-        x, y, std = zip(*known, strict=True)
-        panel.errorbar(
-            x,
-            y,
-            std,
-            label=caption,
-            color=_COLOURS[number % len(_COLOURS)],
-            marker=_MARKERS[number % len(_MARKERS)],
-            markersize=5,
-        )
-    for number, (caption, point) in enumerate(record["levels"].items(), len(record["lines"])):
-        if point["value"] is not None:
-            measured = True
-            colour = _COLOURS[number % len(_COLOURS)]
-            panel.axhline(point["value"], label=caption, color=colour, linestyle="--")
+    drawn = [_draw_line(panel, *one) for one in enumerate(record["lines"].items())]
+    levels = enumerate(record["levels"].items(), len(drawn))
+    measured = any([*drawn, *[_draw_level(panel, *one) for one in levels]])
     if record["log"]:
         panel.set_xscale("log")
         panel.set_yscale("log")
         ticks = sorted({p["x"] for line in record["lines"].values() for p in line if p["x"]})
         panel.set_xticks(ticks)
         panel.xaxis.set_minor_formatter(NullFormatter())
-    panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panel.xaxis.set_major_formatter(EngFormatter(sep="") if record["x"] == _NIMG else "{x:g}")
     heading = f"{metric.label}, {metric.better} is better"
     panel.set_title(heading if measured else "nobody has measured yet", loc="left")
-    panel.set_xlabel("evaluations of the network a sample" if record["x"] == NFE else record["x"])
+    panel.set_xlabel(_AXES.get(record["x"], record["x"]))
     panel.set_ylabel(metric.label)
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
     if measured:
         figure.legend(loc="outside right upper", frameon=False)
     return to_picture(figure)
+
+
+def _draw_line(panel: Axes, number: int, line: tuple[str, Sequence[Mapping[str, Any]]]) -> bool:
+    """Draw the points of a line that there are, with their std, and return whether any are."""
+    caption, points = line
+    known = sorted(
+        (point["x"], point["value"], point.get("std", 0.0))
+        for point in points
+        if point["value"] is not None
+    )
+    if known:
+        x, y, std = zip(*known, strict=True)
+        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+        panel.errorbar(x, y, std, label=caption, color=colour, marker=marker, markersize=5)
+    return bool(known)
+
+
+def _draw_level(panel: Axes, number: int, level: tuple[str, Mapping[str, Any]]) -> bool:
+    """Draw a value across, with its std, if there is one."""
+    caption, point = level
+    value, colour = point["value"], _COLOURS[number % len(_COLOURS)]
+    if value is not None:
+        panel.axhline(value, label=caption, color=colour, linestyle="--")
+        if std := point.get("std"):
+            panel.axhspan(value - std, value + std, color=colour, alpha=0.15, linewidth=0)
+    return value is not None

@@ -16,7 +16,7 @@ from selfdistill.draws import Draws
 from selfdistill.methods.method import Losses, LossFn, Method
 
 
-class Generator(Method):
+class LatentMethod(Method):
     """A network that samples latents, and what surrounds it.
 
     DiT and SiT are trained whole, on the latents of a VAE. Of DSD's one ViT only a copy of the
@@ -141,7 +141,7 @@ class Generator(Method):
         return z0 if self.trunk is None else self.trunk.decode(self.see(z0))
 
 
-class Tuned(Generator):
+class Tuned(LatentMethod):
     """A network that learns from the frozen copy that it starts as; there is no average.
 
     Args:
