@@ -87,7 +87,7 @@ def main() -> None:
         found[name] = pairs
     page = [
         "# A step of SSD and iSSD\n",
-        head(about, "python benchmarks/ssd_step.py") + "\n",
+        head(about, f"python benchmarks/ssd_step.py --batch-size {size}") + "\n",
         f"DiT-S/2, {size} latents of 32 x 32, float32, on {device.type}. Seconds of the whole loss "
         "and its gradient over those\nof its necessary passes, measured in turns.\n",
         *table("form | median ratio | least | most", rows),
