@@ -84,7 +84,11 @@ def test_nothing_else_sets_what_makes_bits_repeat_or_draws_from_a_global_generat
 def test_another_number_of_threads_changes_losses_by_rounding_only(
     images, features, network, method, train_config, tmp_path
 ):
-    """The sums of a CPU's threads are added in another order."""
+    """The sums of a CPU's threads are added in another order, and each step multiplies the rest.
+
+    Of rounding alone 1e-7 is left after two steps, 2e-6 after four and, by machine, 1e-5 or a bit
+    more after twelve; a mistake would be there from the first step.
+    """
     program = """
         import json, sys
         from pathlib import Path
@@ -121,6 +125,7 @@ def test_another_number_of_threads_changes_losses_by_rounding_only(
         curves.append([json.loads(line) for line in file.open()])
     assert len(curves[0]) == 6
     for one, two in zip(*curves, strict=True):
+        near = 1e-5 if one["nimg"] <= 32 else 1e-4
         for name, value in one.items():
             if name == "loss" or "/" in name:
-                assert value == pytest.approx(two[name], rel=1e-5, abs=1e-5), name
+                assert value == pytest.approx(two[name], rel=near, abs=near), name
