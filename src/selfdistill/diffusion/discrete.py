@@ -30,6 +30,7 @@ ALPHA = torch.cumprod(1 - _BETAS, dim=0).sqrt()
 """alpha_n, (1000,), float64."""
 SIGMA = (1 - ALPHA.square()).sqrt()
 """sigma_n, (1000,), float64."""
+_HALF_LOG_SNR = torch.log(ALPHA / SIGMA)
 _EDGE = 0.999  # pixels beyond are 0 or 255
 
 
@@ -219,14 +220,13 @@ def plms_2(noise: Noise, eps: Tensor, times: Sequence[int]) -> Tensor:
         ValueError: If the times do not decrease.
     """
     check_times(times)
-    x, before, h_before = eps, None, 0.0
+    x, before = eps, None
     for n, n_next in pairwise([*times, -1]):
         e = guess = noise(x, n)
-        if n_next >= 0:
-            h = log_snr_step(n, n_next)
-            if before is not None:
-                guess = e + second_order_weight(h) * h / h_before * (e - before)
-            before, h_before = e, h
+        if before is not None and n_next >= 0:
+            n_before, e_before = before
+            guess = e + extrapolation(n_before, n, n_next) * (e - e_before)
+        before = (n, e)
         x = _step(x, guess, n, n_next)
     return x
 
@@ -258,9 +258,8 @@ def dpm_2(noise: Noise, eps: Tensor, times: Sequence[int]) -> Tensor:
         e = guess = noise(x, n)
         if n_next >= 0 and n - n_next > 1:
             h = log_snr_step(n, n_next)
-            half = torch.log(ALPHA / SIGMA)[n_next + 1 : n]
-            middle = float(torch.log(ALPHA / SIGMA)[n]) + h / 2
-            u = n_next + 1 + int((half - middle).abs().argmin())
+            middle = float(_HALF_LOG_SNR[n]) + h / 2
+            u = n_next + 1 + int((_HALF_LOG_SNR[n_next + 1 : n] - middle).abs().argmin())
             e_u = noise(_step(x, e, n, u), u)
             guess = e + (e_u - e) * h / (2 * log_snr_step(n, u))
         x = _step(x, guess, n, n_next)
@@ -269,8 +268,13 @@ def dpm_2(noise: Noise, eps: Tensor, times: Sequence[int]) -> Tensor:
 
 def log_snr_step(n: int, n_next: int) -> float:
     """Return h = L_next - L, half the log-SNR gained from time n to the cleaner time n_next."""
-    half = torch.log(ALPHA / SIGMA)
-    return float(half[n_next] - half[n])
+    return float(_HALF_LOG_SNR[n_next] - _HALF_LOG_SNR[n])
+
+
+def extrapolation(before: int, n: int, n_next: int) -> float:
+    """Return lambda(h) h / h_before, by which the noise goes on changing beyond time n."""
+    h = log_snr_step(n, n_next)
+    return second_order_weight(h) * h / log_snr_step(before, n)
 
 
 def second_order_weight(h: float) -> float:

@@ -176,8 +176,7 @@ class Chain(Process):
         """Return lambda*(h) h / h_before; 0 for the step to the end, infinitely long."""
         if t_next == self.end:
             return 0.0
-        h = log_snr_step(int(t), int(t_next))
-        return second_order_weight(h) * h / log_snr_step(int(before), int(t))
+        return discrete.extrapolation(int(before), int(t), int(t_next))
 
     def solve(self, predict: Predict, eps: Tensor, config: SolverConfig, draws: Draws) -> Tensor:
         """Sample; "ddpm" draws noise for each step, and takes variances beside the noise."""

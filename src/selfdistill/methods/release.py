@@ -223,7 +223,7 @@ class Release:
         Raises:
             ValueError: If the latents have another shape.
         """
-        return self._in_batches(self._decode, self._as_noise(z, "latents")).cpu().numpy()
+        return self._in_batches(self._decode, self._as_latents(z, "latents")).cpu().numpy()
 
     def sample(
         self,
@@ -249,7 +249,7 @@ class Release:
         """
         solver = SolverConfig.model_validate({**self.config["sampling"], **changes})
         classes = self._as_labels(labels)
-        noise = self.noise(len(classes), seed=seed) if eps is None else self._as_noise(eps, "eps")
+        noise = self.noise(len(classes), seed=seed) if eps is None else self._as_latents(eps, "eps")
         if len(noise) != len(classes):
             raise ValueError(f"{len(classes)} labels and {len(noise)} eps; give one for each image")
 
@@ -322,8 +322,8 @@ class Release:
             f"floats in [-1, 1] [N, 3, {side}, {side}]: crop and resize them first"
         )
 
-    def _as_noise(self, tokens: Images, name: str) -> Tensor:
-        z, shape = _as_tensor(tokens), list(self.method.noise_shape())
+    def _as_latents(self, values: Images, name: str) -> Tensor:
+        z, shape = _as_tensor(values), list(self.method.noise_shape())
         if not z.is_floating_point() or list(z.shape[1:]) != shape or not len(z):
             raise ValueError(
                 f"{name} are {z.dtype} {list(z.shape)}; this network takes floats {['N', *shape]}"

@@ -87,22 +87,20 @@ class SSD(Tuned):
         """
         number, s, t = self._draw_step(batch.draws)
         labels = self.drop_labels(batch, self.config.class_dropout)
-        x_s, form = self.process.noised(self._data(batch), self.draw_noise(batch.draws), s), None
-        at_s, recorded = self._record(self.see(x_s), s, labels)
-        x, time, end = x_s, s, t
-        if isinstance(self.config.target, ImplicitConfig):
-            form = self.config.target
-            x, time = self.process.step(x_s, self.only_prediction(at_s), s, t), t
+        x = self.process.noised(self._data(batch), self.draw_noise(batch.draws), s)
+        seen, time, end, form, mixed = self.see(x), s, t, self.config.target, {}
+        if isinstance(form, ImplicitConfig):
+            at_s, recorded = self._record(seen, s, labels)
+            x = self.process.step(x, self.only_prediction(at_s), s, t)
             ends = [self._end_after(place) for place in range(len(self._pairs))]
-            end = as_times(ends, number.device)[number]
-        seen = self.see(x)
+            seen, time, end = self.see(x), t, as_times(ends, number.device)[number]
+            weight = self._weight_of(number, at_s)
+            mixed["mixed_error"] = self._mixed(form, seen, t, labels, weight, at_s, recorded)
         outputs = {
             "network_error": self.network(seen, time, labels),
             "frozen_error": self.frozen(seen, time, labels),
+            **mixed,
         }
-        if form is not None:
-            weight = self._weight_of(number, at_s)
-            outputs["mixed_error"] = self._mixed(form, seen, t, labels, weight, at_s, recorded)
         goal = self._step_finely(x, time, end, labels)
         steps = {
             name: self.process.step(x, self.only_prediction(output), time, end)
