@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from kedro.config import OmegaConfigLoader
 from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
@@ -15,7 +16,7 @@ from selfdistill.io.report import ArraysDataset
 from selfdistill.pipelines import evaluate, features, latents, preprocess, train
 from selfdistill.settings import CONFIG_LOADER_ARGS
 
-VAES = ("absent", "random_vae_tiny", "sd_vae_ft_ema", "sd_vae_ft_mse")
+VAES = ("absent", "random_vae_tiny", "sd_v1_5", "sd_vae_ft_ema", "sd_vae_ft_mse")
 
 
 @pytest.fixture
@@ -76,6 +77,17 @@ def test_an_absent_vae_stops_the_run(preflight):
     vaes = {name: {"weights": "./nowhere", "batch_size": 8} for name in VAES}
     with pytest.raises(FileNotFoundError, match="nowhere: no such directory"):
         preflight(latents.create_pipeline(), "a.sd", shared=shared, vaes=vaes)
+
+
+def test_an_absent_text_encoder_stops_the_run(preflight, project):
+    rows = yaml.safe_load((project / "conf/tiny/parameters/ssd.yml").read_text())
+    row = rows["sd15_coco_2014"]
+    network = {"name": "text_unet", **row["network"], "text": {"weights": "./nowhere"}}
+    method = {"name": "diffusion", "class_dropout": 0.1, "ema_decay": None}
+    changed = {"study": "s", "data": "digits_8", "network": network, "method": method}
+    changed["train"] = {**row["train"]}
+    with pytest.raises(FileNotFoundError, match="text encoder weights nowhere: no such directory"):
+        preflight(train.create_pipeline((), teacher=None), "prompted", prompted=changed)
 
 
 def test_weights_that_are_not_what_they_should_be_stop_the_run(preflight, tmp_path):

@@ -158,7 +158,8 @@ def test_kedro_sees_the_type_of_every_parameter(registered):
     hints = TypeExtractor(pipeline).extract_types_from_pipelines()
     inputs = {name for node in found["__default__"].nodes for name in node.inputs}
     # As written in the YAML, and checked with all the rest; a table takes whole rows.
-    plain = ("paper", "data", "repeats", "samplings", *found)
+    plain = ("paper", "data", "measured_on", "repeats", "samplings", *found)
+    plain += ("coco_2014.latents.sd_v1_5", "coco_2017.latents.sd_v1_5")  # only decoded
     wanted = {name for name in inputs if name.startswith("params:") and not name.endswith(plain)}
     assert wanted
     for name in wanted:
@@ -191,6 +192,23 @@ def test_a_row_takes_what_it_starts_from_and_the_latents_it_lives_in(registered)
     else:
         assert not any(name.endswith(".latents") for name in base.datasets())
         assert "digits_32.sd.latents" in found["dit_xl_512"].all_outputs()
+
+
+def test_a_row_is_measured_on_the_data_it_names(registered):
+    env, found = registered
+    row = found["issd_sd15_n10_coco_2014"]
+    by_name = {node.name: node for node in row.nodes}
+    sampled = by_name["issd_sd15_n10_coco_2014.n10.sample"].inputs
+    evaluated = by_name["issd_sd15_n10_coco_2014.n10.evaluate"].inputs
+    trained = by_name["issd_sd15_n10_coco_2014.train"].inputs
+    if env == "base":
+        assert "coco_2014.images" in sampled
+        assert {"coco_2014.images", "coco_2014.reference"} < set(evaluated)
+        assert "coco_2014_train.sd_v1_5.latents" in trained
+        assert {"raw.coco_2014_train", "raw.coco_2014_val"} < row.inputs()
+        assert "coco_2014_train.reference" not in row.all_outputs()
+    else:
+        assert {"digits_8.images", "digits_8.reference"} < set(evaluated)
 
 
 def test_a_figure_takes_only_what_has_been_measured(registered):

@@ -27,6 +27,9 @@ FEW = [
     "eq10_repa_sit_xl_256_sde",
     "dit_xl_512",  # latents of a VAE, ancestral samples
     "ssd_dit_xl_512_n10",
+    "sd15_coco_2014",  # prompts, trained here
+    "issd_sd15_n10_coco_2014",
+    "issd_sd15_n10_coco_2017",
     "dsd_b",  # its own latents
     "few_steps_dsd_b",
     "issd_dsd_b_10",

@@ -14,6 +14,7 @@ from selfdistill.metrics.config import (
 )
 from selfdistill.networks.dsd_vit_config import DSDViTConfig
 from selfdistill.networks.teacher_config import TeacherConfig
+from selfdistill.networks.text_unet_config import TextUNetConfig
 from selfdistill.networks.vae_config import VAEConfig
 from selfdistill.pipelines.plan.config import PlanConfig
 from selfdistill.pipelines.report.figure_config import FigureConfig
@@ -112,6 +113,7 @@ class ProjectConfig(Config):
                 )
             self._check_start(name, row)
             self._check_network(name, row)
+            self._check_measured_on(name, row)
             if row.method.root.needs_features:
                 self._check_teacher(name, row)
             self._check_samplings(name, row)
@@ -133,7 +135,9 @@ class ProjectConfig(Config):
     def _check_network(self, name: str, row: RowConfig) -> None:
         """Refuse a network that does not fit the dataset."""
         dataset, network = self.datasets[row.data], row.network.root
-        pairs = [("num_classes", network.num_classes, dataset.preprocess.num_classes)]
+        pairs = []
+        if not isinstance(network, TextUNetConfig):  # to which a class is a text
+            pairs.append(("num_classes", network.num_classes, dataset.preprocess.num_classes))
         if isinstance(network, DSDViTConfig):
             pairs.append(("resolution", network.resolution, dataset.preprocess.resolution))
         elif row.latents is None:
@@ -159,6 +163,24 @@ class ProjectConfig(Config):
             if ours != theirs:
                 raise ValueError(
                     f"{name}.network.{key} is {ours}, but dataset {row.data} has {theirs}"
+                )
+
+    def _check_measured_on(self, name: str, row: RowConfig) -> None:
+        """Refuse to sample classes, or sizes, that the network does not know."""
+        if row.measured_on is None:
+            return
+        if row.measured_on not in self.datasets:
+            raise ValueError(
+                f"{name}.measured_on: no dataset {row.measured_on!r}; datasets.yml has "
+                f"{', '.join(self.datasets)}"
+            )
+        ours, theirs = (self.datasets[data].preprocess for data in (row.data, row.measured_on))
+        of_text = isinstance(row.network.root, TextUNetConfig)
+        for key in ("resolution", *(() if of_text else ("num_classes",))):
+            if getattr(ours, key) != getattr(theirs, key):
+                raise ValueError(
+                    f"{name}.measured_on {row.measured_on} has {key} {getattr(theirs, key)}, but "
+                    f"{row.data} {getattr(ours, key)}"
                 )
 
     def _check_start(self, name: str, row: RowConfig) -> None:

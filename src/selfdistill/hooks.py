@@ -76,6 +76,8 @@ class PreflightHooks:
             from selfdistill.networks.vae import weights_directory
 
             weights_directory(self._config.vaes[name])
+        for row in {str(node.namespace).partition(".")[0] for node in pipeline.nodes}:
+            self._check_text(row)
         if functions & _TRAIN:
             from selfdistill.distributed import world_size
 
@@ -84,6 +86,14 @@ class PreflightHooks:
                     config = self._config.rows[str(node.namespace)].train
                     assert config is not None  # a row without one has no such node
                     config.share_of_rank(world_size(self._config.distributed))
+
+    def _check_text(self, name: str) -> None:
+        """Refuse text encoders that are not there; those of the hub are fetched when needed."""
+        row = self._config.rows.get(name)
+        if row is not None and row.network.root.name == "text_unet":
+            from selfdistill.networks.prompts import text_directory
+
+            text_directory(row.network.root.text)
 
 
 def _named(inputs: list[str], prefix: str) -> list[str]:

@@ -279,6 +279,10 @@ def _sources(row: RowConfig, config: ProjectConfig) -> dict[str, Pipeline]:
         stages["latents"] = _latents_of(row.data, dataset, row.latents).create("create_pipeline")
     if not row.samplings and not row.sweep:
         del stages["evaluate"]
+    elif row.measured_on is not None:
+        measured = _dataset_stages(row.measured_on, config.datasets[row.measured_on], config)
+        stages["preprocess"] += measured["preprocess"]
+        stages["evaluate"] = measured["evaluate"]
     if row.reconstruction is not None and row.reconstruction.data != row.data:
         of = row.reconstruction.data
         stages["preprocess"] += _dataset_stages(of, config.datasets[of], config)["preprocess"]
@@ -326,7 +330,12 @@ def _row_stages(name: str, row: RowConfig, config: ProjectConfig) -> dict[str, P
     }
     if row.paper is not None:
         stages["export"] = Pipeline(
-            export.create_pipeline(name, _measured(row), decoded=row.latents is not None),
+            export.create_pipeline(
+                name,
+                _measured(row),
+                decoded=row.latents is not None,
+                measured_on=row.measured_on is not None,
+            ),
             namespace=name,
             inputs={"images": f"{row.data}.images"},
             parameters=_decoder(row, config),
@@ -338,7 +347,8 @@ def _sampling(
     name: str, row: RowConfig, sampling: str, key: str, config: ProjectConfig
 ) -> dict[str, Pipeline]:
     """Return one sampling of a row, a namespace of its own; `key` says where its parameters are."""
-    images, reference = ({noun: f"{row.data}.{noun}"} for noun in ("images", "reference"))
+    nouns = ("images", "reference")
+    images, reference = ({noun: f"{row.sampled_data}.{noun}"} for noun in nouns)
     weights = _weights(config.evaluation)
     return {
         "sample": Pipeline(

@@ -18,6 +18,7 @@ from selfdistill.metrics.config import METRICS, PublishedMetric
 from selfdistill.networks.config import NetworkConfig
 from selfdistill.networks.dit_config import DiTConfig
 from selfdistill.networks.dsd_vit_config import DSDViTConfig
+from selfdistill.networks.text_unet_config import TextUNetConfig
 from selfdistill.pipelines.sample.config import ReconstructionConfig, SampleConfig
 from selfdistill.pipelines.train.config import TrainConfig
 
@@ -48,16 +49,19 @@ class PaperConfig(Config):
         params: Parameters of the network.
         data: The dataset of the figures. Ours stand beside them only if data, number of samples
             and reference are the same.
-        num_samples: Samples of an evaluation.
+        num_samples: Samples of an evaluation; None: it is not published, and nothing compares.
         reference: Name of the published reference file; None: statistics of the dataset itself.
+        recipe_published: Whether the paper says how the row was made, or trained: where it does
+            not, the report marks the row.
         samplings: Figures by sampling of the row, then by metric.
     """
 
     name: Literal["dsd", "ssd"]
     params: int
     data: str
-    num_samples: int
+    num_samples: int | None
     reference: str | None
+    recipe_published: bool = True
     samplings: dict[str, dict[PublishedMetric, float]]
 
 
@@ -89,6 +93,8 @@ class RowConfig(Config):
         paper: The paper's figures; None for a case of a study.
         study: Name of the study that the row is a case of; None for a line of a table.
         data: Key of `datasets.yml`.
+        measured_on: The dataset whose classes are sampled and whose images samples are held
+            against; None: `data`.
         latents: Set of latents of the dataset that the network lives in, which a VAE decodes; None:
             the images themselves.
         start: What the network starts as; None: random.
@@ -105,6 +111,7 @@ class RowConfig(Config):
     paper: PaperConfig | None = None
     study: str | None = None
     data: str
+    measured_on: str | None = None
     latents: str | None = None
     start: StartConfig | None = None
     teacher: Literal["cached", "online"] = "cached"
@@ -120,6 +127,11 @@ class RowConfig(Config):
         """Name of the paper whose line it is; None: it is a case of a study."""
         return None if self.paper is None else self.paper.name
 
+    @property
+    def sampled_data(self) -> str:
+        """The dataset whose classes are sampled, and that is measured against."""
+        return self.measured_on or self.data
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         method, of_images = self.method.root, isinstance(self.network.root, DSDViTConfig)
@@ -131,6 +143,8 @@ class RowConfig(Config):
         if of_images and self.latents is not None:
             raise ValueError("latents: DSD's ViT has latents of its own; leave the key out")
         self._check_process()
+        if isinstance(self.network.root, TextUNetConfig):
+            self._check_hooked()
         if self.start is None and (method.needs_start or self.train is None):
             reason = f"method {method.name} tunes a network" if self.train else "train is null"
             raise ValueError(f"{reason}: give a start, another row or published weights")
@@ -138,10 +152,20 @@ class RowConfig(Config):
             raise ValueError("teacher online is of a training: leave it out, or give `train`")
         return self
 
+    def _check_hooked(self) -> None:
+        """Refuse what a network cannot do whose passes are mixed by hooks."""
+        site = getattr(getattr(self.method.root, "target", None), "site", None)
+        if site == "gated":
+            raise ValueError("method.target.site gated: a U-Net's branches have no gates; branch")
+        for key in ("compile", "recompute_activations"):
+            if getattr(self.train, key, False):
+                raise ValueError(f"train.{key}: network text_unet is mixed by hooks; set it false")
+
     def _check_process(self) -> None:
         """Refuse a method, grids and solvers that are not of what the network predicts."""
         network, method = self.network.root, self.method.root
-        of_chain, of_tokens = isinstance(network, DiTConfig), isinstance(network, DSDViTConfig)
+        of_chain = isinstance(network, DiTConfig | TextUNetConfig)
+        of_tokens = isinstance(network, DSDViTConfig)
         solvers: dict[str, SolverConfig] = dict(self.samplings)
         solvers |= self.sweep.points if self.sweep else {}
         grids: dict[str, GridConfig] = {f"samplings.{name}": one for name, one in solvers.items()}
@@ -152,7 +176,7 @@ class RowConfig(Config):
             if method.only_step is not None and self.paper is not None:
                 raise ValueError("method.only_step is of a study: what it tunes samples one step")
             if getattr(method.target, "weight", None) == "midpoint" and not of_chain:
-                raise ValueError("method.target.weight midpoint is of DiT: take auto")
+                raise ValueError("method.target.weight midpoint is of discrete times: take auto")
             if method.guided_channels is not None and of_tokens:
                 raise ValueError("method.guided_channels: DSD's latents are guided whole")
         if isinstance(method, ProgressiveConfig):

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from selfdistill.diffusion.discrete import (
-    ALPHA,
-    SIGMA,
+    LINEAR,
+    SCALED_LINEAR,
     ddim,
     ddim_step,
     diffuse,
     log_snr_step,
     plms_2,
+    plms_4,
     respaced_times,
     second_order_weight,
 )
@@ -26,6 +27,7 @@ from selfdistill.diffusion.guidance import guide
 from selfdistill.networks.dit import DiT
 from selfdistill.networks.dit_config import DiTConfig
 
+ALPHA, SIGMA = LINEAR.alpha, LINEAR.sigma
 GOLDENS = Path(__file__).parents[2].parent / "shared" / "goldens" / "dit.safetensors"
 # Gaussian data in 64 independent dimensions, whose noise is known exactly.
 MEAN = 0.3 * torch.tensor(np.random.RandomState(0).randn(64))
@@ -185,3 +187,50 @@ def test_guided_trajectories_are_those_of_the_public_implementation(num_steps):
         x = ddim(lambda x, n: guided(x, torch.full((4,), n))[:, :4], eps, respaced_times(num_steps))
     expected = tensors[f"ddim{num_steps}.out"]
     assert (x - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+class TestStableDiffusion:
+    """Its schedule and samplers, against diffusers', of a noise that is no closed form's."""
+
+    TIMES = {10: range(901, 0, -100), 9: range(889, 0, -111), 20: range(951, 0, -50)}
+
+    @staticmethod
+    def noise(x, n):
+        return torch.sin(x + n / 300) + x / 2
+
+    def by(self, scheduler, num_steps, eps):
+        scheduler.set_timesteps(num_steps)
+        x = eps * scheduler.init_noise_sigma
+        for n in scheduler.timesteps:
+            x = scheduler.step(self.noise(x, int(n)), n, x).prev_sample
+        return x
+
+    @pytest.fixture
+    def settings(self):
+        """The published scheduler's configuration."""
+        return {
+            "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+            "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading",
+        }  # fmt: skip
+
+    @pytest.mark.parametrize("num_steps", [9, 10, 20])
+    def test_ddim_is_diffusers(self, num_steps, settings):
+        from diffusers import DDIMScheduler
+
+        eps = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+        expected = self.by(DDIMScheduler(**settings, clip_sample=False), num_steps, eps)
+        found = ddim(self.noise, eps, list(self.TIMES[num_steps]), SCALED_LINEAR)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("num_steps", [9, 10, 20])
+    def test_plms_is_diffusers(self, num_steps, settings):
+        from diffusers import PNDMScheduler
+
+        eps = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+        expected = self.by(PNDMScheduler(**settings, skip_prk_steps=True), num_steps, eps)
+        found = plms_4(self.noise, eps, list(self.TIMES[num_steps]), SCALED_LINEAR)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+    def test_plms_of_one_time_is_ddims_step(self):
+        eps = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(plms_4(self.noise, eps, [500]), ddim(self.noise, eps, [500]))

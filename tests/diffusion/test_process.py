@@ -9,8 +9,7 @@ from torch.distributions import Normal, kl_divergence
 
 from selfdistill.diffusion.config import GridConfig, SolverConfig
 from selfdistill.diffusion.discrete import (
-    ALPHA,
-    SIGMA,
+    LINEAR,
     ddim,
     ddpm,
     diffuse,
@@ -22,7 +21,8 @@ from selfdistill.diffusion.process import Chain, Flow, as_times, pairs
 from selfdistill.diffusion.solvers import euler_maruyama, time_points
 from selfdistill.draws import Draws
 
-CHAIN, FLOW = Chain(), Flow()
+ALPHA, SIGMA = LINEAR.alpha, LINEAR.sigma
+CHAIN, FLOW = Chain(LINEAR), Flow()
 
 
 def grid(num_steps, **values):

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import functools
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from torch._dynamo import config as dynamo
 
 from selfdistill.data.loader import Batch
 from selfdistill.diffusion.config import GridConfig, SolverConfig
-from selfdistill.diffusion.discrete import ALPHA, SIGMA, ddim, ddim_step, respaced_times
+from selfdistill.diffusion.discrete import LINEAR, ddim, ddim_step, respaced_times
 from selfdistill.diffusion.process import Chain, Flow, as_times, pairs
 from selfdistill.diffusion.solvers import adams_bashforth_2, euler, time_points
 from selfdistill.draws import Draws
@@ -33,6 +32,7 @@ from selfdistill.networks.fusion import Fusion
 from selfdistill.pipelines.train import layers
 from selfdistill.pipelines.train.layers import compile_layers, recompute_layers
 
+ALPHA, SIGMA = LINEAR.alpha, LINEAR.sigma
 SITES = ("branch", "gated", "block", "output")
 EXPLICIT = {"form": "explicit", "weight": "auto"}
 IMPLICIT = {"form": "implicit", "mix_prev": 0.25, "site": "gated"}
@@ -295,8 +295,8 @@ def test_diagnostics_tell_the_mixed_student_from_the_network_alone():
 class ExactNoise(nn.Module):
     """Of Gaussian data, N(0.5, 0.3^2); nothing of it is trained."""
 
-    predicts, noise_shape = "noise", (1, 2, 2)
-    config = SimpleNamespace(num_classes=5)
+    process, noise_shape = "linear_chain", (1, 2, 2)
+    null_class = 5
 
     def forward(self, x_t, t, labels, fusion=None):
         alpha, sigma = (table[t].view(-1, 1, 1, 1) for table in (ALPHA, SIGMA))
@@ -318,12 +318,12 @@ def test_a_step_is_compared_with_many_small_ones(target):
 class LinearNoise(nn.Module):
     """One linear layer a time, dimension by dimension: noise = A_t x + B_t."""
 
-    predicts = "noise"
+    process = "linear_chain"
     noise_shape = (2, 1, 1)
 
     def __init__(self, times):
         super().__init__()
-        self.config = type("Config", (), {"num_classes": 1})
+        self.null_class = 1
         mean, variance = torch.tensor([0.3, -0.5]), torch.tensor([0.4, 0.05])
         n = torch.tensor(times)
         slope = SIGMA[n][:, None] / (ALPHA[n][:, None] ** 2 * variance + SIGMA[n][:, None] ** 2)
@@ -364,7 +364,7 @@ def test_issd_of_a_linear_layer_converges_to_the_second_order_multistep_rule(mu,
     ends = [*times, -1]
     for number in range(num_steps - 1):
         s, t, after = ends[number : number + 3]
-        k = Chain().extrapolation(s, t, after) if mu == "auto" else mu / (1 - mu)
+        k = Chain(LINEAR).extrapolation(s, t, after) if mu == "auto" else mu / (1 - mu)
         a, b = (torch.full((50,), time) for time in (s, t))
         at_s = method.frozen(x_s, a, None)
         x_t = ddim_step(x_s, at_s, a, b)
@@ -458,7 +458,9 @@ def explicit(weight):
 def test_errors_of_few_steps_on_gaussian_data(num_steps, target, error):
     """The dossier's table 1.6(a), with DDIM and what the method's optimum predicts."""
     predict = (
-        noise_of if target is None else tuned(Chain(), noise_of, {"num_steps": num_steps}, target)
+        noise_of
+        if target is None
+        else tuned(Chain(LINEAR), noise_of, {"num_steps": num_steps}, target)
     )
     found = frechet(lambda x: ddim(predict, x, respaced_times(num_steps)))
     assert found == pytest.approx(error, rel=0.05, abs=5e-5)  # the dossier has four decimals

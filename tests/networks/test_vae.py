@@ -210,6 +210,13 @@ class TestDirectory:
         safetensors.torch.save_file(halves, saved / WEIGHTS_FILE)
         assert VAE(stored(saved)).encode(images(), SD).dtype == torch.float32
 
+    def test_a_subfolder_of_a_pipelines_directory_is_read(self, vae, saved):
+        parent = stored(saved.parent, subfolder=saved.name)
+        assert VAE(parent).digest() == vae.digest()
+        assert weights_directory(parent) == saved.parent
+        with pytest.raises(FileNotFoundError, match=f"no file elsewhere/{CONFIG_FILE}"):
+            VAE(stored(saved.parent, subfolder="elsewhere"))
+
     def test_a_directory_with_a_pickle_only_is_refused(self, vae, saved):
         (saved / WEIGHTS_FILE).unlink()
         torch.save(vae.autoencoder.state_dict(), saved / "diffusion_pytorch_model.bin")

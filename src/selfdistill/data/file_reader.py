@@ -38,7 +38,7 @@ class _Member(NamedTuple):
     size: int
 
 
-class _ClassImages(NamedTuple):
+class ClassImages(NamedTuple):
     """The images of a class, sorted by name."""
 
     keys: list[str]
@@ -76,7 +76,7 @@ class FileReader:
         cls,
         root: Path,
         class_names: list[str],
-        images: Sequence[_ClassImages],
+        images: Sequence[ClassImages],
         archives: list[str] | None = None,
     ) -> Self:
         """Return a reader of the images of all classes."""
@@ -216,16 +216,16 @@ def _is_class_tar(name: str) -> bool:
     return not _last(name).startswith(".") and name.endswith(".tar")
 
 
-def _class_images(class_name: str, found: Iterable[_Member]) -> _ClassImages:
+def _class_images(class_name: str, found: Iterable[_Member]) -> ClassImages:
     members = sorted(found)
-    return _ClassImages(
+    return ClassImages(
         [f"{class_name}/{member.name}" for member in members],
         np.array([member.offset for member in members], dtype=np.int64),
         np.array([member.size for member in members], dtype=np.int64),
     )
 
 
-def _images_in_folder(root: Path, folder: str) -> _ClassImages:
+def _images_in_folder(root: Path, folder: str) -> ClassImages:
     """Return the images in a class folder."""
     return _class_images(
         folder,
@@ -238,7 +238,7 @@ def _images_in_folder(root: Path, folder: str) -> _ClassImages:
 
 
 def _check_no_class_is_empty(
-    path: Path, names: Sequence[str], images: Sequence[_ClassImages]
+    path: Path, names: Sequence[str], images: Sequence[ClassImages]
 ) -> None:
     empty = [name for name, found in zip(names, images, strict=True) if not found.keys]
     if empty:
@@ -300,7 +300,7 @@ def _class_tars_in_folder(folder: Path) -> list[_ClassTar]:
     return tars
 
 
-def _images_in_tar(root: Path, tar: _ClassTar) -> _ClassImages:
+def _images_in_tar(root: Path, tar: _ClassTar) -> ClassImages:
     """Return the images in a class tar.
 
     A name that occurs twice counts once, the later one: so does `tar` when it extracts.

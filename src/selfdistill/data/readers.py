@@ -1,13 +1,14 @@
-"""Readers of raw images by layout: class folders, ImageNet's tars, Hugging Face Parquet."""
+"""Readers of raw images by layout: class folders, ImageNet's tars, Hugging Face Parquet, COCO."""
 
 from pathlib import Path
 from typing import Literal, get_args
 
+from selfdistill.data.coco_reader import scan_coco
 from selfdistill.data.file_reader import scan_class_folders, scan_imagenet_tar
 from selfdistill.data.parquet_reader import ParquetReader
 from selfdistill.data.raw import Reader
 
-Layout = Literal["class_folders", "imagenet_tar", "parquet"]
+Layout = Literal["class_folders", "imagenet_tar", "parquet", "coco"]
 
 
 def open_reader(path: Path, layout: Layout, split: str | None = None) -> Reader:
@@ -15,10 +16,10 @@ def open_reader(path: Path, layout: Layout, split: str | None = None) -> Reader:
 
     Args:
         path: A folder of class folders; ILSVRC2012_img_train.tar or a folder of class tars; a
-            Parquet file or a folder of them.
-        layout: Which of the three it is.
-        split: Parquet files whose names start with this, e.g. "train"; the other layouts are one
-            split each.
+            Parquet file or a folder of them; a folder of COCO's images and annotations.
+        layout: Which of the four it is.
+        split: Parquet files whose names start with this, e.g. "train"; of COCO, e.g. "val2014";
+            the other layouts are one split each.
 
     Raises:
         FileNotFoundError: If there is nothing at `path`.
@@ -32,6 +33,10 @@ def open_reader(path: Path, layout: Layout, split: str | None = None) -> Reader:
         )
     if layout == "parquet":
         return ParquetReader.scan(path, split)
+    if layout == "coco":
+        if split is None:
+            raise ValueError(f"{path}: layout coco needs a split, e.g. split: val2014")
+        return scan_coco(path, split)
     if split is not None:
         raise ValueError(f"{path}: layout {layout} has no splits; remove split: {split}")
     return scan_class_folders(path) if layout == "class_folders" else scan_imagenet_tar(path)

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from selfdistill.base_config import Config
 
 FlowSolverName = Literal["euler", "heun", "ab2", "sde"]
-ChainSolverName = Literal["ddim", "ddpm", "plms2", "dpm2"]
+ChainSolverName = Literal["ddim", "ddpm", "plms2", "plms4", "dpm2"]
 Time = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -60,7 +60,8 @@ class SolverConfig(GridConfig):
             two evaluations a step; "ab2", second order with one, from the velocity of the step
             before; "sde", Euler and Maruyama's for the reverse stochastic equation, as REPA has
             it. Of a chain of discrete times: "ddim", first order; "ddpm", ancestral, with the
-            variance that the network predicts; "plms2", ab2's counterpart; "dpm2", second order
+            variance that the network predicts; "plms2", ab2's counterpart; "plms4", Stable
+            Diffusion's, fourth order, with one evaluation more; "dpm2", second order
             with two evaluations a step.
         guidance: Classifier-free guidance scale, 1 = off.
         guidance_interval: Guidance acts for flow times from start to end, both included.
@@ -89,5 +90,7 @@ class SolverConfig(GridConfig):
         """NFE: evaluations of the network; guidance and the decoder are not counted."""
         if self.solver == "heun":
             return 2 * self.num_times
+        if self.solver == "plms4" and self.num_times > 1:
+            return self.num_times + 1
         # The last step of dpm2, which is infinitely long in log-SNR, is DDIM's.
         return 2 * self.num_times - 1 if self.solver == "dpm2" else self.num_times

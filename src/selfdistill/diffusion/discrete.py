@@ -6,12 +6,17 @@ arXiv:2006.11239), ADM and DiT, whose networks predict the noise:
     x_n = alpha_n x0 + sigma_n eps
     alpha_n^2 = prod_{i <= n} (1 - beta_i),    sigma_n^2 = 1 - alpha_n^2
 
-Half the log-SNR is L_n = log(alpha_n / sigma_n). A sampler's last step leads to x0 itself.
+Half the log-SNR is L_n = log(alpha_n / sigma_n). The betas are a `Schedule`. Behind time 0 comes
+the end, time -1, which a sampler's last step leads to: x0 itself, or with Stable Diffusion, time 0
+once more.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from typing import Self
 
 import numpy as np
 import torch
@@ -24,13 +29,74 @@ Noise = Callable[[Tensor, int], Tensor]
 Sampler = Callable[[Noise, Tensor, Sequence[int]], Tensor]
 """Noise, state at times[0] (N, ...), and decreasing discrete times, to x0."""
 
-# On the CPU whatever the default: a plan builds networks on the meta device.
-_BETAS = torch.linspace(1e-4, 0.02, NUM_TIMES, dtype=torch.float64, device="cpu")
-ALPHA = torch.cumprod(1 - _BETAS, dim=0).sqrt()
-"""alpha_n, (1000,), float64."""
-SIGMA = (1 - ALPHA.square()).sqrt()
-"""sigma_n, (1000,), float64."""
-_HALF_LOG_SNR = torch.log(ALPHA / SIGMA)
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The betas of a chain, and where it ends.
+
+    Attributes:
+        betas: (1000,), float64.
+        end_alpha: alpha of the end.
+    """
+
+    betas: Tensor
+    end_alpha: float = 1.0
+
+    @classmethod
+    def linear(cls) -> Self:
+        """Return beta from 1e-4 to 0.02: DDPM's, ADM's and DiT's; it ends at x0."""
+        return cls(_even(1e-4, 0.02))
+
+    @classmethod
+    def scaled_linear(cls) -> Self:
+        """Return sqrt(beta) from sqrt(8.5e-4) to sqrt(0.012): Stable Diffusion's; ends at time 0.
+
+        Rombach et al., arXiv:2112.10752v2, "linear" in their code; diffusers calls it
+        "scaled_linear", and the end `set_alpha_to_one: false`.
+        """
+        betas = _even(0.00085**0.5, 0.012**0.5).square()
+        return cls(betas, end_alpha=math.sqrt(1 - float(betas[0])))
+
+    @cached_property
+    def alpha(self) -> Tensor:
+        """alpha_n, (1000,), float64."""
+        return torch.cumprod(1 - self.betas, dim=0).sqrt()
+
+    @cached_property
+    def sigma(self) -> Tensor:
+        """sigma_n, (1000,), float64."""
+        return (1 - self.alpha.square()).sqrt()
+
+    @cached_property
+    def half_log_snr(self) -> Tensor:
+        """L_n, (1000,), float64."""
+        return torch.log(self.alpha / self.sigma)
+
+    def levels(self, x: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha and sigma at discrete times (M,), -1 the end, beside x (M, ...)."""
+        end = self.end_alpha, math.sqrt(1 - self.end_alpha**2)
+        tables = (
+            torch.cat((table, table.new_tensor([last])))  # where -1 points
+            for table, last in zip((self.alpha, self.sigma), end, strict=True)
+        )
+        alpha, sigma = (table.to(x.device)[n].view(-1, *[1] * (x.ndim - 1)) for table in tables)
+        return alpha.to(x.dtype), sigma.to(x.dtype)
+
+
+def _even(first: float, last: float) -> Tensor:
+    # On the CPU whatever the default: a plan builds networks on the meta device.
+    return torch.linspace(first, last, NUM_TIMES, dtype=torch.float64, device="cpu")
+
+
+LINEAR = Schedule.linear()
+SCALED_LINEAR = Schedule.scaled_linear()
+
+_ADAMS_BASHFORTH = (  # weights of the newest first, by how many older ones there are
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
 _EDGE = 0.999  # pixels beyond are 0 or 255
 
 
@@ -61,44 +127,52 @@ def check_times(times: Sequence[int]) -> None:
         )
 
 
-def diffuse(x0: Tensor, eps: Tensor, times: Tensor) -> Tensor:
+def diffuse(x0: Tensor, eps: Tensor, times: Tensor, schedule: Schedule = LINEAR) -> Tensor:
     """Return x_n = alpha_n x0 + sigma_n eps, (M, ...), at one discrete time (M,) a sample."""
-    alpha, sigma = _levels(x0, times)
+    alpha, sigma = schedule.levels(x0, times)
     return alpha * x0 + sigma * eps
 
 
-def ddim_step(x: Tensor, eps: Tensor, n: Tensor, n_next: Tensor) -> Tensor:
+def ddim_step(
+    x: Tensor, eps: Tensor, n: Tensor, n_next: Tensor, schedule: Schedule = LINEAR
+) -> Tensor:
     """Go from time n to time n_next without noise (DDIM, arXiv:2010.02502, Eq. 12, eta = 0).
 
     Args:
         x: States, (M, ...).
         eps: Predicted noise, (M, ...).
         n: Discrete times of the states, (M,).
-        n_next: Those to go to, (M,); -1 is clean data.
+        n_next: Those to go to, (M,); -1 is the end.
+        schedule: The chain's.
 
     Returns:
         (M, ...).
     """
-    (a, s), (a_next, s_next) = _levels(x, n), _levels(x, n_next)
+    (a, s), (a_next, s_next) = schedule.levels(x, n), schedule.levels(x, n_next)
     x0 = (x - s * eps) / a
     return a_next * x0 + s_next * eps
 
 
-def noise_between(x: Tensor, x_next: Tensor, n: Tensor, n_next: Tensor) -> Tensor:
+def noise_between(
+    x: Tensor, x_next: Tensor, n: Tensor, n_next: Tensor, schedule: Schedule = LINEAR
+) -> Tensor:
     """Return the noise by which `ddim_step` leads from x to x_next, (M, ...).
 
     Args:
         x: States, (M, ...).
         x_next: Those to go to, (M, ...).
         n: Discrete times of the states, (M,).
-        n_next: Those to go to, (M,); -1 is clean data.
+        n_next: Those to go to, (M,); -1 is the end.
+        schedule: The chain's.
     """
-    (a, s), (a_next, s_next) = _levels(x, n), _levels(x, n_next)
+    (a, s), (a_next, s_next) = schedule.levels(x, n), schedule.levels(x, n_next)
     return (x_next - a_next / a * x) / (s_next - a_next / a * s)
 
 
 def variance_bound(x0: Tensor, x: Tensor, n: Tensor, eps: Tensor, values: Tensor) -> Tensor:
     """Return what a predicted variance costs, in bits a dimension (Nichol and Dhariwal, 2021).
+
+    The schedule is linear, the only one whose networks predict variances here.
 
     The variance of the step from n to n - 1 is interpolated on a logarithmic scale, between that of
     the posterior and beta_n (arXiv:2102.09672v1, Eq. 15). Its term of the variational bound is a
@@ -116,14 +190,15 @@ def variance_bound(x0: Tensor, x: Tensor, n: Tensor, eps: Tensor, values: Tensor
         (M,).
     """
     shape = (-1, *[1] * (x.ndim - 1))
-    before = torch.cat((ALPHA.new_ones(1), ALPHA[:-1])).square()
-    after = ALPHA.square()
-    posterior = _BETAS * (1 - before) / (1 - after)
+    alpha, betas = LINEAR.alpha, LINEAR.betas
+    before = torch.cat((alpha.new_ones(1), alpha[:-1])).square()
+    after = alpha.square()
+    posterior = betas * (1 - before) / (1 - after)
     log_posterior = torch.cat((posterior[1:2], posterior[1:])).log()  # of n = 0 that of n = 1
-    of_x0, of_x = _BETAS * before.sqrt() / (1 - after), (1 - before) * (1 - _BETAS).sqrt()
-    tables = (log_posterior, _BETAS.log(), of_x0, of_x / (1 - after))
+    of_x0, of_x = betas * before.sqrt() / (1 - after), (1 - before) * (1 - betas).sqrt()
+    tables = (log_posterior, betas.log(), of_x0, of_x / (1 - after))
     low, high, c0, c = (table.to(x.device)[n].view(shape).to(x.dtype) for table in tables)
-    a, s = _levels(x, n)
+    a, s = LINEAR.levels(x, n)
     share = (values + 1) / 2
     log_variance = share * high + (1 - share) * low
     mean = c0 * ((x - s * eps) / a) + c * x
@@ -135,13 +210,14 @@ def variance_bound(x0: Tensor, x: Tensor, n: Tensor, eps: Tensor, values: Tensor
     return bound.flatten(1).mean(dim=1) / math.log(2)
 
 
-def ddim(noise: Noise, eps: Tensor, times: Sequence[int]) -> Tensor:
+def ddim(noise: Noise, eps: Tensor, times: Sequence[int], schedule: Schedule = LINEAR) -> Tensor:
     """Sample by DDIM, deterministic, first order; x0 is not clipped.
 
     Args:
         noise: Prediction of the noise.
         eps: Standard normal noise, (N, ...).
         times: Decreasing discrete times at which it is asked.
+        schedule: The chain's.
 
     Returns:
         x0, (N, ...).
@@ -152,12 +228,14 @@ def ddim(noise: Noise, eps: Tensor, times: Sequence[int]) -> Tensor:
     check_times(times)
     x = eps
     for n, n_next in pairwise([*times, -1]):
-        x = _step(x, noise(x, n), n, n_next)
+        x = _step(x, noise(x, n), n, n_next, schedule)
     return x
 
 
 def ddpm(output: Noise, eps: Tensor, times: Sequence[int], draw: Callable[[int], Tensor]) -> Tensor:
     """Sample the ancestral chain with predicted variances, respaced (arXiv:2102.09672v1, Sec. 4).
+
+    The schedule is linear, the only one whose networks predict variances here.
 
     Args:
         output: Prediction of the noise, and behind it, channel by channel, of the variance.
@@ -173,7 +251,7 @@ def ddpm(output: Noise, eps: Tensor, times: Sequence[int], draw: Callable[[int],
     """
     check_times(times)
     x, num_channels = eps, eps.shape[1]
-    levels = [float(ALPHA[n].square()) for n in times] + [1.0]
+    levels = [float(LINEAR.alpha[n].square()) for n in times] + [1.0]
     for k, n in enumerate(times):
         predicted = output(x, n)
         if predicted.shape[1] != 2 * num_channels:
@@ -197,7 +275,7 @@ def ddpm(output: Noise, eps: Tensor, times: Sequence[int], draw: Callable[[int],
     return x
 
 
-def plms_2(noise: Noise, eps: Tensor, times: Sequence[int]) -> Tensor:
+def plms_2(noise: Noise, eps: Tensor, times: Sequence[int], schedule: Schedule = LINEAR) -> Tensor:
     """Sample with the noise extrapolated from this time and the one before, second order.
 
     DDIM's step is exact for a noise that does not change on the way. Here it may change linearly in
@@ -212,6 +290,7 @@ def plms_2(noise: Noise, eps: Tensor, times: Sequence[int]) -> Tensor:
         noise: Prediction of the noise.
         eps: Standard normal noise, (N, ...).
         times: Decreasing discrete times.
+        schedule: The chain's.
 
     Returns:
         x0, (N, ...).
@@ -225,13 +304,46 @@ def plms_2(noise: Noise, eps: Tensor, times: Sequence[int]) -> Tensor:
         e = guess = noise(x, n)
         if before is not None and n_next >= 0:
             n_before, e_before = before
-            guess = e + extrapolation(n_before, n, n_next) * (e - e_before)
+            guess = e + extrapolation(n_before, n, n_next, schedule) * (e - e_before)
         before = (n, e)
-        x = _step(x, guess, n, n_next)
+        x = _step(x, guess, n, n_next, schedule)
     return x
 
 
-def dpm_2(noise: Noise, eps: Tensor, times: Sequence[int]) -> Tensor:
+def plms_4(noise: Noise, eps: Tensor, times: Sequence[int], schedule: Schedule = LINEAR) -> Tensor:
+    """Sample by PLMS, fourth order: Stable Diffusion's (Liu et al., arXiv:2202.09778, Eq. 12).
+
+    The noise is extrapolated from four times as if they were evenly spaced, Adams and Bashforth's
+    rule; the second and third step have fewer to go by. The first is Heun's: a try, an evaluation
+    where it leads, and the mean of both, so there is one evaluation more than there are steps.
+
+    Args:
+        noise: Prediction of the noise.
+        eps: Standard normal noise, (N, ...).
+        times: Decreasing discrete times.
+        schedule: The chain's.
+
+    Returns:
+        x0, (N, ...).
+
+    Raises:
+        ValueError: If the times do not decrease.
+    """
+    check_times(times)
+    x, found = eps, list[Tensor]()
+    for n, n_next in pairwise([*times, -1]):
+        e = noise(x, n)
+        if not found and n_next >= 0:
+            guess = (e + noise(_step(x, e, n, n_next, schedule), n_next)) / 2
+        else:
+            rule = _ADAMS_BASHFORTH[len(found)]
+            guess = sum((w * e for w, e in zip(rule, [e, *found], strict=True)), start=0 * e)
+        found = [e, *found[:2]]
+        x = _step(x, guess, n, n_next, schedule)
+    return x
+
+
+def dpm_2(noise: Noise, eps: Tensor, times: Sequence[int], schedule: Schedule = LINEAR) -> Tensor:
     """Sample by DPM-Solver-2, two evaluations a step (Lu et al., arXiv:2206.00927, Algorithm 1).
 
     The second evaluation is at the discrete time u whose L is nearest to the middle of the step,
@@ -245,6 +357,7 @@ def dpm_2(noise: Noise, eps: Tensor, times: Sequence[int]) -> Tensor:
         noise: Prediction of the noise.
         eps: Standard normal noise, (N, ...).
         times: Decreasing discrete times.
+        schedule: The chain's.
 
     Returns:
         x0, (N, ...).
@@ -257,24 +370,25 @@ def dpm_2(noise: Noise, eps: Tensor, times: Sequence[int]) -> Tensor:
     for n, n_next in pairwise([*times, -1]):
         e = guess = noise(x, n)
         if n_next >= 0 and n - n_next > 1:
-            h = log_snr_step(n, n_next)
-            middle = float(_HALF_LOG_SNR[n]) + h / 2
-            u = n_next + 1 + int((_HALF_LOG_SNR[n_next + 1 : n] - middle).abs().argmin())
-            e_u = noise(_step(x, e, n, u), u)
-            guess = e + (e_u - e) * h / (2 * log_snr_step(n, u))
-        x = _step(x, guess, n, n_next)
+            h = log_snr_step(n, n_next, schedule)
+            middle = float(schedule.half_log_snr[n]) + h / 2
+            between = schedule.half_log_snr[n_next + 1 : n]
+            u = n_next + 1 + int((between - middle).abs().argmin())
+            e_u = noise(_step(x, e, n, u, schedule), u)
+            guess = e + (e_u - e) * h / (2 * log_snr_step(n, u, schedule))
+        x = _step(x, guess, n, n_next, schedule)
     return x
 
 
-def log_snr_step(n: int, n_next: int) -> float:
+def log_snr_step(n: int, n_next: int, schedule: Schedule = LINEAR) -> float:
     """Return h = L_next - L, half the log-SNR gained from time n to the cleaner time n_next."""
-    return float(_HALF_LOG_SNR[n_next] - _HALF_LOG_SNR[n])
+    return float(schedule.half_log_snr[n_next] - schedule.half_log_snr[n])
 
 
-def extrapolation(before: int, n: int, n_next: int) -> float:
+def extrapolation(before: int, n: int, n_next: int, schedule: Schedule = LINEAR) -> float:
     """Return lambda(h) h / h_before, by which the noise goes on changing beyond time n."""
-    h = log_snr_step(n, n_next)
-    return second_order_weight(h) * h / log_snr_step(before, n)
+    h = log_snr_step(n, n_next, schedule)
+    return second_order_weight(h) * h / log_snr_step(before, n, schedule)
 
 
 def second_order_weight(h: float) -> float:
@@ -294,23 +408,15 @@ def second_order_weight(h: float) -> float:
     return (math.expm1(h) - h) / (h * math.expm1(h))
 
 
-def midpoint_weight(n: int, n_next: int) -> float:
+def midpoint_weight(n: int, n_next: int, schedule: Schedule = LINEAR) -> float:
     """Return (u - n) / (n_next - n), u the time at which L is in the middle of the step's.
 
     SSD's Eq. 12 (CVPR 2025); L is interpolated linearly between discrete times.
     """
-    half = torch.log(ALPHA / SIGMA).flip(0).numpy()  # increasing, of times 999 to 0
+    half = schedule.half_log_snr.flip(0).numpy()  # increasing, of times 999 to 0
     middle = (half[NUM_TIMES - 1 - n] + half[NUM_TIMES - 1 - n_next]) / 2
     u = NUM_TIMES - 1 - float(np.interp(middle, half, np.arange(NUM_TIMES)))
     return (u - n) / (n_next - n)
-
-
-def _levels(x: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha and sigma at discrete times (M,), -1 for clean data, beside x (M, ...)."""
-    # One more entry at the end, where -1 points.
-    tables = torch.cat((ALPHA, ALPHA.new_ones(1))), torch.cat((SIGMA, SIGMA.new_zeros(1)))
-    alpha, sigma = (table.to(x.device)[n].view(-1, *[1] * (x.ndim - 1)) for table in tables)
-    return alpha.to(x.dtype), sigma.to(x.dtype)
 
 
 def _log_probability(x0: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
@@ -327,8 +433,8 @@ def _normal_cdf(x: Tensor) -> Tensor:
     return (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
 
 
-def _step(x: Tensor, eps: Tensor, n: int, n_next: int) -> Tensor:
+def _step(x: Tensor, eps: Tensor, n: int, n_next: int, schedule: Schedule) -> Tensor:
     def one(time: int) -> Tensor:
         return torch.tensor([time], device=x.device)
 
-    return ddim_step(x, eps, one(n), one(n_next))
+    return ddim_step(x, eps, one(n), one(n_next), schedule)

@@ -1,8 +1,8 @@
 """What networks that sample differ in: their noise, what they predict, how a step is taken.
 
-`Chain` is the chain of discrete times whose noise is predicted (DiT), `Flow` the linear path whose
-velocity is (SiT, DSD). Times are tensors in the network's own units, and a grid of them leads from
-noise to data; after its last time comes the end, where data are clean.
+`Chain` is the chain of discrete times whose noise is predicted (DiT, Stable Diffusion), `Flow` the
+linear path whose velocity is (SiT, DSD). Times are tensors in the network's own units, and a grid
+of them leads from noise to data; after its last time comes the end, where data are clean.
 """
 
 from abc import ABC, abstractmethod
@@ -118,7 +118,15 @@ class Chain(Process):
     """The chain of 1000 discrete times; networks predict the noise. See `diffusion.discrete`."""
 
     end = -1
-    _solvers = {"ddim": discrete.ddim, "plms2": discrete.plms_2, "dpm2": discrete.dpm_2}
+    _solvers = {
+        "ddim": discrete.ddim,
+        "plms2": discrete.plms_2,
+        "plms4": discrete.plms_4,
+        "dpm2": discrete.dpm_2,
+    }
+
+    def __init__(self, schedule: discrete.Schedule) -> None:
+        self._schedule = schedule
 
     def times(self, grid: GridConfig) -> list[float]:
         """Return integers, decreasing."""
@@ -141,7 +149,7 @@ class Chain(Process):
 
     def noised(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return alpha x0 + sigma eps."""
-        return discrete.diffuse(x0, eps, t)
+        return discrete.diffuse(x0, eps, t, self._schedule)
 
     def target(self, x0: Tensor, eps: Tensor) -> Tensor:
         """Return the noise."""
@@ -149,7 +157,7 @@ class Chain(Process):
 
     def step(self, x: Tensor, prediction: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         """Take DDIM's step."""
-        return discrete.ddim_step(x, prediction, t, t_next)
+        return discrete.ddim_step(x, prediction, t, t_next, self._schedule)
 
     def between(self, t: Tensor, t_next: Tensor, share: float) -> Tensor:
         """Return the nearest integers, 0 at the least."""
@@ -157,30 +165,32 @@ class Chain(Process):
 
     def joining(self, x: Tensor, x_next: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         """Return the noise of DDIM's step (Salimans and Ho, arXiv:2202.00512, App. G)."""
-        return discrete.noise_between(x, x_next, t, t_next)
+        return discrete.noise_between(x, x_next, t, t_next, self._schedule)
 
     def larger_error(self, t: Tensor) -> Tensor:
         """Return max(1, (sigma / alpha)^2), of the noise and of the data."""
-        ratio = (discrete.SIGMA / discrete.ALPHA).square().to(t.device)[t].float()
+        ratio = (self._schedule.sigma / self._schedule.alpha).square().to(t.device)[t].float()
         return ratio.clamp(min=1)
 
     def midpoint_weight(self, t: float, t_next: float) -> float:
         """Return (u - s) / (t - s), u where half of log-SNR has been gained."""
-        return discrete.midpoint_weight(int(t), int(t_next))
+        return discrete.midpoint_weight(int(t), int(t_next), self._schedule)
 
     def end_weight(self, t: float, t_next: float) -> float:
         """Return lambda*(h): the noise is taken to change linearly in log-SNR."""
-        return second_order_weight(log_snr_step(int(t), int(t_next)))
+        return second_order_weight(log_snr_step(int(t), int(t_next), self._schedule))
 
     def extrapolation(self, before: float, t: float, t_next: float) -> float:
         """Return lambda*(h) h / h_before; 0 for the step to the end, infinitely long."""
         if t_next == self.end:
             return 0.0
-        return discrete.extrapolation(int(before), int(t), int(t_next))
+        return discrete.extrapolation(int(before), int(t), int(t_next), self._schedule)
 
     def solve(self, predict: Predict, eps: Tensor, config: SolverConfig, draws: Draws) -> Tensor:
         """Sample; "ddpm" draws noise for each step, and takes variances beside the noise."""
         if config.solver == "ddpm":
+            if self._schedule is not discrete.LINEAR:
+                raise ValueError("solver ddpm needs a DiT, which predicts variances: take ddim")
 
             def draw(number: int) -> Tensor:
                 return draws.normal(f"ddpm_{number}", *eps.shape[1:])
@@ -192,7 +202,7 @@ class Chain(Process):
                 f"take one of {', '.join(('ddpm', *self._solvers))}"
             )
         times = [int(t) for t in self.times(config)]
-        return self._solvers[config.solver](predict, eps, times)
+        return self._solvers[config.solver](predict, eps, times, self._schedule)
 
 
 class Flow(Process):
@@ -271,8 +281,13 @@ class Flow(Process):
         return SOLVERS[config.solver](velocity, eps.double(), points).to(eps.dtype)
 
 
-PROCESSES: dict[Literal["noise", "velocity"], Process] = {"noise": Chain(), "velocity": Flow()}
-"""By what a network predicts."""
+ProcessName = Literal["linear_chain", "scaled_linear_chain", "linear_path"]
+PROCESSES: dict[ProcessName, Process] = {
+    "linear_chain": Chain(discrete.LINEAR),
+    "scaled_linear_chain": Chain(discrete.SCALED_LINEAR),
+    "linear_path": Flow(),
+}
+"""By the name that a network says."""
 
 
 def pairs(process: Process, grid: GridConfig) -> list[tuple[float, float]]:

@@ -17,9 +17,9 @@ class RawImagesDataset(AbstractDataset[Iterable[tuple[str, bytes]], Reader]):
 
     Args:
         path: A folder of class folders, a tar or a folder of tars, a Parquet file or a folder of
-            them.
-        layout: Which of these: "class_folders", "imagenet_tar" or "parquet".
-        split: Of Parquet files, those whose names start with this.
+            them, a folder of COCO's.
+        layout: Which of these: "class_folders", "imagenet_tar", "parquet" or "coco".
+        split: Of Parquet files, those whose names start with this; of COCO's, e.g. "val2014".
         metadata: For Kedro-Viz.
     """
 

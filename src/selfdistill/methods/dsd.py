@@ -214,7 +214,7 @@ class DSD(Autoencoder):
             free = network.predict_velocity(h, time, null)
             return guide(v, free, solver.guidance, solver.guided_channels)
 
-        return self.decode(PROCESSES["velocity"].solve(velocity, eps, solver, draws))
+        return self.decode(PROCESSES["linear_path"].solve(velocity, eps, solver, draws))
 
     def draw_time(self, draws: Draws) -> Tensor:
         """Return flow times, (N, 1, 1)."""

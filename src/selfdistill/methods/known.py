@@ -13,4 +13,5 @@ NETWORKS = {
     "dit": ("selfdistill.networks.dit", "DiT"),
     "dsd_vit": ("selfdistill.networks.dsd_vit", "DSDViT"),
     "sit": ("selfdistill.networks.sit", "SiT"),
+    "text_unet": ("selfdistill.networks.text_unet", "TextUNet"),
 }

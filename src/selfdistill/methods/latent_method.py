@@ -2,7 +2,7 @@
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ class LatentMethod(Method):
     latents and the images. It stays as it is, beside the head.
 
     Args:
-        network: A DiT or SiT, or DSD's ViT.
+        network: A DiT, SiT or U-Net, or DSD's ViT.
 
     Attributes:
         network: What is trained and asked: a DiT, a SiT, or the head.
@@ -38,7 +38,13 @@ class LatentMethod(Method):
         asked: Any = network if head is None else head()
         self.network = asked
         self.trunk: Any = None if head is None else network.requires_grad_(False)
-        self.process: Process = PROCESSES[asked.predicts]
+        self.process: Process = PROCESSES[asked.process]
+
+    def name_classes(self, names: Sequence[str] | None) -> None:
+        """Give the names to a network that reads prompts, which its copies share."""
+        prompts = getattr(self.network, "prompts", None)
+        if prompts is not None:
+            prompts.name(names)
 
     def noise_shape(self) -> tuple[int, ...]:
         """Return (C, h, w) of a VAE's latents, or (L, C) of DSD's."""
@@ -82,8 +88,7 @@ class LatentMethod(Method):
 
     def drop_labels(self, batch: Batch, probability: float) -> Tensor:
         """Return the labels (N,) of a batch, a share of them replaced by the null class."""
-        null = self.network.config.num_classes
-        return drop_labels(batch.labels, batch.draws, probability, null)
+        return drop_labels(batch.labels, batch.draws, probability, self.network.null_class)
 
     def released(self) -> nn.Module:
         """Return the network that samples; of a head, the whole ViT with it."""
@@ -115,7 +120,7 @@ class LatentMethod(Method):
             (N, *noise_shape()).
         """
         choose = network_at or self.network_at
-        null = torch.full_like(labels, self.network.config.num_classes)
+        null = torch.full_like(labels, self.network.null_class)
 
         def predict(x_t: Tensor, t: float) -> Tensor:
             network, seen = choose(t), self.see(x_t)

@@ -1,7 +1,7 @@
 """The contract between a paper's training algorithm and the one training loop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,6 +34,16 @@ class Method(nn.Module, ABC):
         Args:
             nimg: Images seen, this step's included.
             batch_size: Images a step.
+        """
+
+    def name_classes(self, names: Sequence[str] | None) -> None:
+        """Say what the labels mean, to networks that read it, before any of them is asked.
+
+        Args:
+            names: Names of the data's classes, by label; None: what only counts needs none.
+
+        Raises:
+            FileNotFoundError, ValueError: If what reads the names cannot be had, or does not fit.
         """
 
     def diagnose(self, batch: Batch) -> dict[str, Any]:

@@ -7,7 +7,8 @@
 The directory holds
 
     weights.safetensors   the network that samples; DSD's encodes and decodes too. Keys of DiT and
-                          SiT are those of the published weights
+                          SiT are those of the published weights, those of Stable Diffusion's
+                          U-Net have `unet.` before them
     config.json           what builds it, the default sampling, the classes, where it comes from,
                           and the VAE that decodes, if its latents are not its own
     README.md             the model card
@@ -186,6 +187,7 @@ class Release:
             network = build_network(NetworkConfig.model_validate(self.config["network"]))
         network.load_state_dict(load_file(file))
         method = method_around(network, MethodConfig.model_validate(self.config["method"]))
+        method.name_classes(self.class_names)
         if getattr(method, "average", None) is not None:
             method.network = method.average  # one copy is enough
         return method.to(self.device).eval().requires_grad_(False)
@@ -331,7 +333,7 @@ class Release:
         return z.float()
 
     def _as_labels(self, labels: Sequence[int] | np.ndarray | Tensor) -> Tensor:
-        classes, num = _as_tensor(labels), self.config["network"]["num_classes"]
+        classes, num = _as_tensor(labels), len(self.class_names)
         integers = classes.ndim == 1 and not classes.is_floating_point()
         if not integers or not len(classes) or classes.min() < 0 or classes.max() >= num:
             raise ValueError(f"labels must be a list of integers from 0 to {num - 1}, got {labels}")

@@ -153,7 +153,7 @@ class SSD(Tuned):
         prediction = self.only_prediction(output)
         if self.config.guidance == 1:
             return prediction
-        null = torch.full_like(s, self.network.config.num_classes, dtype=torch.int64)
+        null = torch.full_like(s, self.network.null_class, dtype=torch.int64)
         free = self.only_prediction(self.frozen(seen, s, null))
         return guide(prediction, free, self.config.guidance, self.config.guided_channels)
 
@@ -170,7 +170,7 @@ class SSD(Tuned):
         """Return the student of Eq. 6 at a step's end: mu of the start, 1 - mu of its own."""
         fusion = None
         if form.site != "output":
-            fusion = Fusion(form.site, weight.view(-1, 1, 1), recorded)
+            fusion = Fusion(form.site, weight.flatten(), recorded)
         output = self.network(seen, t, labels, fusion)
         if form.site == "output" or form.fuse_output:
             output = torch.lerp(output, at_s, weight)

@@ -10,8 +10,11 @@ from pydantic import Field, RootModel
 
 from selfdistill.networks.dit_config import DiTConfig, SiTConfig
 from selfdistill.networks.dsd_vit_config import DSDViTConfig
+from selfdistill.networks.text_unet_config import TextUNetConfig
 
-AnyNetwork = Annotated[DSDViTConfig | DiTConfig | SiTConfig, Field(discriminator="name")]
+AnyNetwork = Annotated[
+    DSDViTConfig | DiTConfig | SiTConfig | TextUNetConfig, Field(discriminator="name")
+]
 
 
 class NetworkConfig(RootModel[AnyNetwork]):

@@ -169,7 +169,7 @@ def position_table(grid: int, width: int) -> Tensor:
 class Transformer(nn.Module):
     """What DiT and SiT have in common."""
 
-    predicts: Literal["noise", "velocity"]
+    process: Literal["linear_chain", "linear_path"]
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -188,6 +188,11 @@ class Transformer(nn.Module):
         from selfdistill.networks.dit_weights import load_published
 
         load_published(self, path)
+
+    @property
+    def null_class(self) -> int:
+        """The label of no class."""
+        return self.config.num_classes
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
@@ -300,7 +305,7 @@ class DiT(Transformer):
     variance.
     """
 
-    predicts = "noise"
+    process = "linear_chain"
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)

@@ -354,7 +354,7 @@ class VelocityHead(nn.Module):
 
     cos: Tensor
     sin: Tensor
-    predicts: Literal["noise", "velocity"] = "velocity"
+    process: Literal["linear_path"] = "linear_path"
 
     def __init__(self, network: DSDViT) -> None:
         super().__init__()
@@ -366,6 +366,11 @@ class VelocityHead(nn.Module):
         skip = network.config.num_registers
         self.register_buffer("cos", network.cos[skip:].clone(), persistent=False)
         self.register_buffer("sin", network.sin[skip:].clone(), persistent=False)
+
+    @property
+    def null_class(self) -> int:
+        """The label of no class."""
+        return self.config.num_classes
 
     @property
     def noise_shape(self) -> tuple[int, int]:

@@ -16,7 +16,7 @@ Site = Literal["branch", "gated", "block"]
 residual stream at its end."""
 
 Recorded = tuple[Tensor, ...]
-"""What stood at the site in one block, (N, L, D) each."""
+"""What stood at the site in one block, (N, ...) each."""
 
 
 class Fusion(NamedTuple):
@@ -24,7 +24,7 @@ class Fusion(NamedTuple):
 
     Attributes:
         site: Where.
-        weight: mu, in [0, 1]; or one for each sample, (N, 1, 1).
+        weight: mu, in [0, 1]; or one for each sample, (N,).
         recorded: By block, what that pass left.
     """
 
@@ -48,7 +48,10 @@ class Places:
             return x
         other = next(self._recorded, None)
         if other is not None:
-            x = self._weight * other + (1 - self._weight) * x
+            weight = self._weight
+            if isinstance(weight, Tensor):
+                weight = weight.view(-1, *[1] * (x.ndim - 1))
+            x = weight * other + (1 - weight) * x
         self.found.append(x)
         return x
 

@@ -28,7 +28,7 @@ class Projector(nn.Sequential):
 class SiT(Transformer):
     """Velocity z0 - eps of latents at a flow time: t in [0, 1], 0 is noise; (N, C, h, w)."""
 
-    predicts = "velocity"
+    process = "linear_path"
     config: SiTConfig
 
     def __init__(self, config: SiTConfig) -> None:

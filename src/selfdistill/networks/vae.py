@@ -26,6 +26,7 @@ from selfdistill.data.latents import (
     unscale_latents,
 )
 from selfdistill.data.pixels import quantise
+from selfdistill.networks.hub import directory_of, local_directory
 from selfdistill.networks.vae_config import Decoder, VAEConfig
 from selfdistill.networks.weights import check_digest, check_keys, digest, read_weights
 
@@ -42,8 +43,6 @@ ARCHITECTURE: dict[str, Any] = {
 # What diffusers called attention's projections when the weights were published, and calls them now.
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_NAME = re.compile(rf"(\.attentions\.\d+\.)({'|'.join(_RENAMED)})\.")
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class VAE(nn.Module):
@@ -146,30 +145,15 @@ def weights_directory(config: VAEConfig) -> Path | None:
         FileNotFoundError: If the configuration names no hub id, nor a directory with the two files.
         ValueError: If a revision is asked of a directory.
     """
-    path = Path(config.weights)
-    if config.weights == "random":
-        return None
-    if not path.is_dir():
-        if _HUB_ID.fullmatch(config.weights) and not path.exists():
-            return None
-        raise FileNotFoundError(
-            f"VAE weights {path}: no such directory; give one with {CONFIG_FILE} and "
-            f"{WEIGHTS_FILE}, a hub id such as stabilityai/sd-vae-ft-ema, or 'random'"
-        )
-    if config.revision is not None:
-        raise ValueError(
-            f"VAE weights {path} are a directory, which has no revision {config.revision!r}: "
-            "leave `revision` out"
-        )
-    _check_files(path)
-    return path
+    return local_directory("VAE", config.weights, config.revision, _files(config))
 
 
 def _create(config: VAEConfig) -> nn.Module:
     """Build the autoencoder and its weights."""
     if config.weights == "random":
         return _random(config)
-    directory = weights_directory(config) or _download(config)
+    whole = directory_of("VAE", config.weights, config.revision, _files(config))
+    directory = whole / config.place
     path = directory / CONFIG_FILE
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
@@ -233,36 +217,6 @@ def _build(config: VAEConfig, settings: Mapping[str, Any], seed: int) -> nn.Modu
     return autoencoder
 
 
-def _download(config: VAEConfig) -> Path:
-    """Return the directory in the hub's cache, fetching configuration and weights if need be."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        directory = Path(
-            snapshot_download(
-                config.weights, revision=config.revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]
-            )
-        )
-    except Exception as error:  # what a client of HTTP raises has no base in common
-        raise FileNotFoundError(
-            f"the weights of VAE {config.weights} could not be had ({error}): there is no "
-            f"directory of that name, and the hub gives none; download {CONFIG_FILE} and "
-            f"{WEIGHTS_FILE} of {config.weights} from the Hugging Face hub elsewhere, put both "
-            "into one directory and give its path as the VAE's `weights`"
-        ) from error
-    _check_files(directory)
-    return directory
-
-
-def _check_files(directory: Path) -> None:
-    """Demand the two files that a VAE is read from."""
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if (directory / name).is_file():
-            continue
-        pickles = sorted(path.name for path in directory.glob("*.bin"))
-        refused = f"; {', '.join(pickles)} is a pickle, and never read" if pickles else ""
-        raise FileNotFoundError(
-            f"VAE weights {directory}: no file {name} in it{refused}; download {CONFIG_FILE} and "
-            f"{WEIGHTS_FILE} of the VAE into it, or have diffusers write them: "
-            "`save_pretrained(..., safe_serialization=True)`"
-        )
+def _files(config: VAEConfig) -> list[str]:
+    """Return the two files that a VAE is read from."""
+    return [str(config.place / name) for name in (CONFIG_FILE, WEIGHTS_FILE)]

@@ -1,5 +1,6 @@
 """Frozen KL autoencoders that make latents of images."""
 
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
@@ -18,6 +19,7 @@ class VAEConfig(Config):
         revision: Commit, tag or branch of a hub id, which only these have; None is the newest.
         weights_sha256: What `VAE.digest` of the weights must be, so that another download or
             directory is refused; None: not checked.
+        subfolder: Where in the directory, or of the hub id, the two files lie; None: at its top.
         seed: Seed of random weights, which only these have.
         architecture: Keyword arguments for diffusers' constructor, of random weights only.
         downsampling: Pixels along a side of one latent position; checked.
@@ -28,16 +30,22 @@ class VAEConfig(Config):
     weights: str
     revision: str | None = None
     weights_sha256: Sha256 | None = None
+    subfolder: str | None = None
     seed: int | None = None
     architecture: dict[str, Any] = {}
     downsampling: Size = 8
     latent_channels: Size = 4
     batch_size: Size
 
+    @property
+    def place(self) -> Path:
+        """Where the files lie in the directory."""
+        return Path(self.subfolder or "")
+
     @model_validator(mode="after")
     def _keys_fit_the_weights(self) -> Self:
         random = self.weights == "random"
-        idle = ["revision"] if random else ["seed", "architecture"]
+        idle = ["revision", "subfolder"] if random else ["seed", "architecture"]
         given = [key for key in idle if getattr(self, key) not in (None, {})]
         if given:
             raise ValueError(

@@ -67,6 +67,8 @@ class Card:
         samplings: The row's samplings, as written.
         results: By sampling, and by "reconstruction", what the evaluate stage made of this
             checkpoint's images; what nobody has evaluated is absent.
+        num_classes: Classes that can be sampled.
+        measured_on: The dataset that the samples are held against.
     """
 
     row: str
@@ -75,6 +77,8 @@ class Card:
     data: str
     samplings: Mapping[str, Any]
     results: Mapping[str, Mapping[str, Any]]
+    num_classes: int
+    measured_on: str
 
     @classmethod
     def collect(
@@ -84,6 +88,9 @@ class Card:
         data: str,
         samplings: Mapping[str, Any],
         metrics: Mapping[str, Mapping[str, Any] | None],
+        *,
+        num_classes: int,
+        measured_on: str,
     ) -> Self:
         """Make the card from catalog entries; numbers of another checkpoint are left out.
 
@@ -93,6 +100,8 @@ class Card:
             data: The dataset of the row.
             samplings: The row's samplings, as written.
             metrics: By "<row>.<sampling>.metrics", the evaluate stage's dict or None.
+            num_classes: Classes that can be sampled.
+            measured_on: The dataset that the samples are held against.
         """
         rows = {name.split(".")[0] for name in metrics}
         assert len(rows) == 1, f"a card is of one row, got metrics of {sorted(rows)}"
@@ -109,7 +118,7 @@ class Card:
                     "Run the stages sample and evaluate again, then export",
                     name,
                 )
-        return cls(rows.pop(), about, paper, data, samplings, results)
+        return cls(rows.pop(), about, paper, data, samplings, results, num_classes, measured_on)
 
     def markdown(self) -> str:
         """Return the card."""
@@ -125,10 +134,10 @@ class Card:
             )
         use = _USE.format(
             name=name,
-            labels=[207, 88] if network["num_classes"] > 207 else [1, 0],
+            labels=[207, 88] if self.num_classes > 207 else [1, 0],
             autoencoder=f"; z = {name}.encode(x); x = {name}.decode(z)" if encodes else "",
             latents=latents,
-            last=network["num_classes"] - 1,
+            last=self.num_classes - 1,
             sampling=_default_name(self.paper, self.samplings),
         )
         averaged = bool(method.get("ema_decay"))
@@ -175,13 +184,15 @@ class Card:
                 number += "" if spread is None else f" ± {_shown(metric, spread)}"
                 protocol = _protocol(metric, result["protocol"])
                 encoded = result["protocol"]["samples"].get("reconstruction", {})
-                data = encoded.get("data", self.data)
+                data = encoded.get("data", self.measured_on)
                 yield sampling, label, theirs, number, data, *protocol
 
     def _note(self) -> str:
         reference = self.paper["reference"] or "its dataset"
+        count = self.paper["num_samples"]
+        number = "an unpublished number of" if count is None else f"{count:,}"
         return (
-            f"The paper's numbers are of {self.paper['num_samples']:,} samples on "
+            f"The paper's numbers are of {number} samples on "
             f"{self.paper['data']} against {reference}.\nOurs are given as measured: they compare "
             "only on the same data, of as many samples and against\nthe same reference. Where "
             "nobody has measured, ours is empty.\n"

@@ -22,6 +22,7 @@ def export(
     scratch: Path,
     latents: Any = None,
     vae: Any = None,
+    measured_on: Any = None,
     **metrics: dict[str, Any] | None,
 ) -> Release:
     """Write the network of a checkpoint that samples to a directory that others can use.
@@ -36,6 +37,7 @@ def export(
         scratch: Where the release is written.
         latents: The set of latents that the row lives in, as written; None: it makes images.
         vae: What decodes them, as written.
+        measured_on: The dataset that the samples are held against; None: `data`.
         metrics: By "<row>.<sampling>.metrics", the evaluate stage's dict, or None: not run yet.
 
     Returns:
@@ -53,7 +55,15 @@ def export(
             f"{checkpoint.path} was trained on other images than {images.path} holds, so its "
             "classes may be others: run the train stage again"
         )
-    card = Card.collect(checkpoint.about, paper, data, samplings, metrics)
+    card = Card.collect(
+        checkpoint.about,
+        paper,
+        data,
+        samplings,
+        metrics,
+        num_classes=len(images.class_names),
+        measured_on=measured_on or data,
+    )
     return Release.write(
         scratch / "release",
         checkpoint,

@@ -106,7 +106,7 @@ def num_guided(config: SolverConfig) -> int:
         return torch.cat((x, x), dim=1) if config.solver == "ddpm" else x
 
     of_chain = config.solver in get_args(ChainSolverName)
-    process = PROCESSES["noise" if of_chain else "velocity"]
+    process = PROCESSES["linear_chain" if of_chain else "linear_path"]
     process.solve(predict, torch.zeros(1, 1), config, Draws(0, torch.arange(1)))
     return sum(config.guides_at(process.flow_time(t)) for t in times)
 

@@ -84,7 +84,9 @@ class EmptyDraws(Draws):
 def outline(network: NetworkConfig, method: MethodConfig) -> Method:
     """Build a row's method on the meta device; no file is read."""
     with torch.device("meta"):
-        return build_method(network, method, dict.fromkeys(method.root.frozen_weights))
+        built = build_method(network, method, dict.fromkeys(method.root.frozen_weights))
+    built.name_classes(None)
+    return built
 
 
 def outline_teacher(config: TeacherConfig, resolution: int) -> Teacher:

@@ -23,6 +23,8 @@ _NOTE = (
     "Difference is ours minus the paper's. A cell is empty where the paper gives no number or "
     "nobody has run the row."
 )
+_MARK = "†"
+_MARKED = f"{_MARK} Recipe not published: what the paper does not say of the row is chosen by us."
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Entry:
             parameters: The row's, as written.
             result: What the evaluate stage made; None: nobody has run the row.
         """
-        paper, data = parameters["paper"], parameters["data"]
+        paper = parameters["paper"]
+        data = parameters.get("measured_on") or parameters["data"]
         known = (row, sampling, paper["params"], paper["samplings"].get(sampling, {}))
         if result is None:
             return cls(*known, parameters=parameters)
@@ -94,6 +97,12 @@ class Entry:
     def nfe(self) -> int | None:
         """Network evaluations per sample, as the sampler recorded them."""
         return self.protocol.get("samples", {}).get("nfe")
+
+    @property
+    def title(self) -> str:
+        """The row, marked where the paper does not say how it was made."""
+        published = self.parameters.get("paper", {}).get("recipe_published", True)
+        return self.row if published else f"{self.row} {_MARK}"
 
     @property
     def anchor(self) -> str:
@@ -144,7 +153,7 @@ class Table:
         Args:
             title: Heading of the page; a key of `PAPERS` stands for that paper's.
         """
-        parts = [f"# {_heading(title)}\n", f"{_NOTE}\n", self.paper_table()]
+        parts = [f"# {_heading(title)}\n", f"{self._note()}\n", self.paper_table()]
         for heading, grid in self._sections():
             parts += [f"## {heading}\n", to_markdown(grid)]
         return "\n".join(parts)
@@ -154,6 +163,8 @@ class Table:
         lines = []
         for entry in self.entries:
             line: dict[str, Any] = {"row": entry.row, "sampling": entry.sampling}
+            if any(one.title != one.row for one in self.entries):
+                line["recipe_published"] = entry.title == entry.row
             line |= {"params_paper": entry.params, "nfe": entry.nfe}
             for metric in self._paper_metrics():
                 keys = (f"{metric}_paper", f"{metric}_ours", f"{metric}_difference")
@@ -184,7 +195,7 @@ class Table:
             links: What an origin leads to, by caption, with <row> and <sampling> in the places of
                 the names; relative to the page.
         """
-        sections = [("", f"<p>{html.escape(_NOTE)}</p>\n{to_html(self._paper_grid())}")]
+        sections = [("", f"<p>{html.escape(self._note())}</p>\n{to_html(self._paper_grid())}")]
         sections += [(heading, to_html(grid)) for heading, grid in self._sections()]
         sections.append((_ORIGIN_HEADING, origins(self.entries, links)))
         return to_page(_heading(title), sections, pictures)
@@ -210,6 +221,10 @@ class Table:
             blocks.append(f"{_OTHER_HEADING}:\n{to_text(_grid(heads, other))}")
         return "\n".join(blocks) or "nobody has run a row of this table yet"
 
+    def _note(self) -> str:
+        marked = any(entry.title != entry.row for entry in self.entries)
+        return f"{_NOTE} {_MARKED}" if marked else _NOTE
+
     def _sections(self) -> list[tuple[str, Grid]]:
         """Return what stands below the paper's table, each grid with its heading."""
         sections = []
@@ -229,7 +244,7 @@ class Table:
             cells = [cell for metric in metrics for cell in _comparison(entry, metric)]
             # A row shrunk to tiny data takes other steps: its NFE would mislead beside the paper's.
             nfe = _count(entry.nfe if entry.ours else None)
-            lines.append((entry.row, entry.sampling, f"{entry.params / 1e6:.4g}", nfe, *cells))
+            lines.append((entry.title, entry.sampling, f"{entry.params / 1e6:.4g}", nfe, *cells))
         return Grid(tuple(heads), tuple(lines), 2, tuple(entry.anchor for entry in shown))
 
     def _other_grid(self) -> Grid:

@@ -10,6 +10,7 @@ from selfdistill.data.shards import Shards
 from selfdistill.distributed import World
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.draws import Draws
+from selfdistill.files import fingerprint
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.method import Method
 from selfdistill.networks.vae import pixels_of
@@ -41,6 +42,7 @@ def generate_samples(
     output = Output(
         settings={
             **config.model_dump(mode="json", exclude={"batch_size"}),
+            "classes": fingerprint(images.class_names),
             **decoding,
         },
         side=images.shape[0],
@@ -54,8 +56,7 @@ def generate_samples(
             **decoding,
         },
     )
-    num_classes = checkpoint.about["network"]["num_classes"]
-    spec = {"sample": settings, "num_classes": num_classes, **decoding}
+    spec = {"sample": settings, "class_names": images.class_names, **decoding}
     return make_shards(run, checkpoint, output, spec, distributed, scratch)
 
 
@@ -65,11 +66,13 @@ def run(spec: Path, world: World) -> None:
     def start(values: dict[str, Any], method: Method) -> Callable[[range], Images]:
         config = SampleConfig.model_validate(values["sample"])
         decoder = Decoder.model_validate(values["decoder"]) if "decoder" in values else None
+        names = values["class_names"]
+        method.name_classes(names)
         to_pixels = pixels_of(decoder, world.device)
 
         def make(numbers: range) -> Images:
             index = torch.tensor(numbers)
-            labels = index % config.num_images % values["num_classes"]
+            labels = index % config.num_images % len(names)
             draws = Draws(config.seed, index.to(world.device))
             eps = draws.normal("sample", *method.noise_shape())
             x0 = method.sample(eps, labels.to(world.device), config, draws)

@@ -142,6 +142,7 @@ def _train(values: dict[str, Any], directory: Path, world: World) -> None:
         for name in ("images", "features")
     )
     assert images is not None
+    method.name_classes(images.class_names)
     teacher = None
     if values["teacher"]:
         teacher_config = TeacherConfig.model_validate(values["teacher"])
