@@ -187,10 +187,15 @@ def test_an_npz_is_never_unpacked(tmp_path):
 
 
 def test_no_module_of_ours_unpickles_or_loads_with_pickles_allowed():
-    """The one use of pickle's name is of the standard library's, by pools of processes."""
+    """But for the reader of NVIDIA's pickles, an unpickler that knows a few harmless names."""
     for file in sorted(sources._ROOT.rglob("selfdistill/**/*.py")):
         text = sources.without_remarks(file.read_text())
-        assert not re.search(r"^\s*(import|from) (pickle|joblib|dill|shelve)\b", text, re.M), file
+        if file.name == "persistent_pickle.py":
+            used = set(re.findall(r"pickle\.[a-zA-Z]+(?=[(),])", text))
+            assert used == {"pickle.Unpickler", "pickle.UnpicklingError"}
+        else:
+            imported = r"^\s*(import|from) (pickle|joblib|dill|shelve)\b"
+            assert not re.search(imported, text, re.M), file
         assert "allow_pickle=True" not in text, file
         for call in re.findall(r"torch\.load\([^)]*\)", text):
             assert "weights_only=True" in call, (file, call)
