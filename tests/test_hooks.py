@@ -81,7 +81,7 @@ def test_an_absent_vae_stops_the_run(preflight):
 
 def test_an_absent_text_encoder_stops_the_run(preflight, project):
     rows = yaml.safe_load((project / "conf/tiny/parameters/ssd.yml").read_text())
-    row = rows["sd15_coco_2014"]
+    row = rows["sd15"]
     network = {"name": "text_unet", **row["network"], "text": {"weights": "./nowhere"}}
     method = {"name": "diffusion", "class_dropout": 0.1, "ema_decay": None}
     changed = {"study": "s", "data": "digits_8", "network": network, "method": method}

@@ -158,8 +158,7 @@ def test_kedro_sees_the_type_of_every_parameter(registered):
     hints = TypeExtractor(pipeline).extract_types_from_pipelines()
     inputs = {name for node in found["__default__"].nodes for name in node.inputs}
     # As written in the YAML, and checked with all the rest; a table takes whole rows.
-    plain = ("paper", "data", "measured_on", "repeats", "samplings", *found)
-    plain += ("coco_2014.latents.sd_v1_5", "coco_2017.latents.sd_v1_5")  # only decoded
+    plain = ("paper", "data", "repeats", "samplings", *found)
     wanted = {name for name in inputs if name.startswith("params:") and not name.endswith(plain)}
     assert wanted
     for name in wanted:
@@ -194,21 +193,21 @@ def test_a_row_takes_what_it_starts_from_and_the_latents_it_lives_in(registered)
         assert "digits_32.sd.latents" in found["dit_xl_512"].all_outputs()
 
 
-def test_a_row_is_measured_on_the_data_it_names(registered):
+def test_a_sampling_is_measured_on_the_data_it_names(registered):
     env, found = registered
-    row = found["issd_sd15_n10_coco_2014"]
+    row, name = found["issd_sd15_n10"], "issd_sd15_n10"
     by_name = {node.name: node for node in row.nodes}
-    sampled = by_name["issd_sd15_n10_coco_2014.n10.sample"].inputs
-    evaluated = by_name["issd_sd15_n10_coco_2014.n10.evaluate"].inputs
-    trained = by_name["issd_sd15_n10_coco_2014.train"].inputs
+    own, other = ("coco_2014", "coco_2017") if env == "base" else ("digits_8", "digits_8_centred")
+    for sampling, data in (("n10", own), ("n10_2017", other)):
+        assert f"{data}.images" in by_name[f"{name}.{sampling}.sample"].inputs
+        evaluated = by_name[f"{name}.{sampling}.evaluate"].inputs
+        assert {f"{data}.images", f"{data}.reference"} < set(evaluated)
+        assert f"{data}.describe_reference" in by_name
     if env == "base":
-        assert "coco_2014.images" in sampled
-        assert {"coco_2014.images", "coco_2014.reference"} < set(evaluated)
-        assert "coco_2014_train.sd_v1_5.latents" in trained
-        assert {"raw.coco_2014_train", "raw.coco_2014_val"} < row.inputs()
-        assert "coco_2014_train.reference" not in row.all_outputs()
-    else:
-        assert {"digits_8.images", "digits_8.reference"} < set(evaluated)
+        assert "coco_2014_train.sd_v1_5.latents" in by_name[f"{name}.train"].inputs
+        wanted = {"raw.coco_2014_train", "raw.coco_2014_val", "raw.coco_2017_val"}
+        assert wanted < row.inputs()
+        assert "coco_2014_train.describe_reference" not in by_name
 
 
 def test_a_figure_takes_only_what_has_been_measured(registered):

@@ -10,6 +10,7 @@ from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from safetensors.torch import load_file
 
+from selfdistill.data.shards import Shards
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.release import Release
 
@@ -27,9 +28,8 @@ FEW = [
     "eq10_repa_sit_xl_256_sde",
     "dit_xl_512",  # latents of a VAE, ancestral samples
     "ssd_dit_xl_512_n10",
-    "sd15_coco_2014",  # prompts, trained here
-    "issd_sd15_n10_coco_2014",
-    "issd_sd15_n10_coco_2017",
+    "sd15",  # prompts, trained here, on two datasets
+    "issd_sd15_n10",
     "dsd_b",  # its own latents
     "few_steps_dsd_b",
     "issd_dsd_b_10",
@@ -73,7 +73,8 @@ def check(conf, rows):
         if row in cases:
             continue
         release = Release.open(conf.data / "08_reporting" / row / "release")
-        images = release.sample([3, 1])
+        reads = "text" in release.config["network"]
+        images = release.sample(["digit_3", "digit_1"] if reads else [3, 1])
         side = 8 if written[row]["data"] == "digits_8" else 32
         assert images.dtype == np.uint8
         assert images.shape == (2, side, side, 3)
@@ -97,6 +98,22 @@ def test_rows_of_every_kind_run_from_start_to_release(project, conf):
         for name, value in adopted.items()
         if name.startswith("trunk.")
     )
+
+    # A prompt is the name of a class, and a release reads any.
+    release = Release.open(conf.data / "08_reporting/issd_sd15_n10/release")
+    assert release.class_names == []
+    samples = Shards.open(conf.data / "07_model_output/issd_sd15_n10/n10/samples")
+    again = release.sample([samples.class_names[label] for label in samples.labels[:4]])
+    assert np.abs(again.astype(int) - samples.read(range(4)).astype(int)).max() <= 1
+    with pytest.raises(ValueError, match="this network reads: labels must be a list of texts"):
+        release.sample([3, 1])
+    card = (conf.data / "08_reporting/issd_sd15_n10/release/README.md").read_text()
+    assert (
+        'sample(["a red bus", "two dogs"])' in card or "sample(['a red bus', 'two dogs'])" in card
+    )
+    assert "does not publish the recipe" in card
+    assert "| n10_2017 |" in card
+    assert "| digits_8_centred |" in card
 
     # On DSD encoder, decoder and trunk stay as they were, to the bit.
     before = Checkpoint.open(models / "dsd_b/checkpoint").load(torch.device("cpu")).average

@@ -113,7 +113,7 @@ class ProjectConfig(Config):
                 )
             self._check_start(name, row)
             self._check_network(name, row)
-            self._check_measured_on(name, row)
+            self._check_sampled_data(name, row)
             if row.method.root.needs_features:
                 self._check_teacher(name, row)
             self._check_samplings(name, row)
@@ -165,23 +165,22 @@ class ProjectConfig(Config):
                     f"{name}.network.{key} is {ours}, but dataset {row.data} has {theirs}"
                 )
 
-    def _check_measured_on(self, name: str, row: RowConfig) -> None:
+    def _check_sampled_data(self, name: str, row: RowConfig) -> None:
         """Refuse to sample classes, or sizes, that the network does not know."""
-        if row.measured_on is None:
-            return
-        if row.measured_on not in self.datasets:
-            raise ValueError(
-                f"{name}.measured_on: no dataset {row.measured_on!r}; datasets.yml has "
-                f"{', '.join(self.datasets)}"
-            )
-        ours, theirs = (self.datasets[data].preprocess for data in (row.data, row.measured_on))
-        of_text = isinstance(row.network.root, TextUNetConfig)
-        for key in ("resolution", *(() if of_text else ("num_classes",))):
-            if getattr(ours, key) != getattr(theirs, key):
+        for data in row.sampled_data:
+            if data not in self.datasets:
                 raise ValueError(
-                    f"{name}.measured_on {row.measured_on} has {key} {getattr(theirs, key)}, but "
-                    f"{row.data} {getattr(ours, key)}"
+                    f"{name}.samplings: no dataset {data!r}; datasets.yml has "
+                    f"{', '.join(self.datasets)}"
                 )
+            ours, theirs = (self.datasets[one].preprocess for one in (row.data, data))
+            of_text = isinstance(row.network.root, TextUNetConfig)
+            for key in ("resolution", *(() if of_text else ("num_classes",))):
+                if getattr(ours, key) != getattr(theirs, key):
+                    raise ValueError(
+                        f"{name}.samplings: {data} has {key} {getattr(theirs, key)}, but "
+                        f"{row.data} {getattr(ours, key)}"
+                    )
 
     def _check_start(self, name: str, row: RowConfig) -> None:
         """Refuse a start that is of another network."""

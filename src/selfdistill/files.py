@@ -173,10 +173,10 @@ def sha256_once(path: Path) -> str:
     return _hashed[key]
 
 
-def fingerprint(*parts: Any) -> str:
-    """Return 16 hex digits that change when any JSON-representable part changes."""
+def fingerprint(*parts: Any, digits: int = 16) -> str:
+    """Return hex digits that change when any JSON-representable part changes; at most 64."""
     text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 @contextmanager

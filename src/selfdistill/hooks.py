@@ -16,6 +16,7 @@ from selfdistill.config import ProjectConfig
 from selfdistill.config_loader import LOADER_ARGS
 from selfdistill.lifeline import die_with_parent, parent_in_session
 from selfdistill.lineage.parameters import check_local
+from selfdistill.pipelines.sample.nodes import sample
 from selfdistill.pipelines.train.nodes import train, train_beside_teacher
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,8 @@ class PreflightHooks:
             from selfdistill.networks.vae import weights_directory
 
             weights_directory(self._config.vaes[name])
-        for row in {str(node.namespace).partition(".")[0] for node in pipeline.nodes}:
+        asking = [node for node in pipeline.nodes if node.func in (*_TRAIN, sample)]
+        for row in {str(node.namespace).partition(".")[0] for node in asking}:
             self._check_text(row)
         if functions & _TRAIN:
             from selfdistill.distributed import world_size
@@ -88,12 +90,22 @@ class PreflightHooks:
                     config.share_of_rank(world_size(self._config.distributed))
 
     def _check_text(self, name: str) -> None:
-        """Refuse text encoders that are not there; those of the hub are fetched when needed."""
+        """Fetch and check what reads a row's prompts, and build its network without values."""
         row = self._config.rows.get(name)
-        if row is not None and row.network.root.name == "text_unet":
-            from selfdistill.networks.prompts import text_directory
+        if row is None or row.network.root.name != "text_unet":
+            return
+        import torch
 
-            text_directory(row.network.root.text)
+        from selfdistill.methods.registry import build_network
+        from selfdistill.networks.prompts import check_architecture, text_digest
+
+        try:
+            with torch.device("meta"):
+                build_network(row.network)
+            check_architecture(row.network.root.text)
+            text_digest(row.network.root.text)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{name}.network: {error}") from error
 
 
 def _named(inputs: list[str], prefix: str) -> list[str]:

@@ -279,10 +279,12 @@ def _sources(row: RowConfig, config: ProjectConfig) -> dict[str, Pipeline]:
         stages["latents"] = _latents_of(row.data, dataset, row.latents).create("create_pipeline")
     if not row.samplings and not row.sweep:
         del stages["evaluate"]
-    elif row.measured_on is not None:
-        measured = _dataset_stages(row.measured_on, config.datasets[row.measured_on], config)
-        stages["preprocess"] += measured["preprocess"]
-        stages["evaluate"] = measured["evaluate"]
+    else:
+        measured = [
+            _dataset_stages(data, config.datasets[data], config) for data in row.sampled_data
+        ]
+        stages["evaluate"] = _sum(one["evaluate"] for one in measured)
+        stages["preprocess"] = _sum(one["preprocess"] for one in (stages, *measured))
     if row.reconstruction is not None and row.reconstruction.data != row.data:
         of = row.reconstruction.data
         stages["preprocess"] += _dataset_stages(of, config.datasets[of], config)["preprocess"]
@@ -334,7 +336,6 @@ def _row_stages(name: str, row: RowConfig, config: ProjectConfig) -> dict[str, P
                 name,
                 _measured(row),
                 decoded=row.latents is not None,
-                measured_on=row.measured_on is not None,
             ),
             namespace=name,
             inputs={"images": f"{row.data}.images"},
@@ -347,8 +348,9 @@ def _sampling(
     name: str, row: RowConfig, sampling: str, key: str, config: ProjectConfig
 ) -> dict[str, Pipeline]:
     """Return one sampling of a row, a namespace of its own; `key` says where its parameters are."""
-    nouns = ("images", "reference")
-    images, reference = ({noun: f"{row.sampled_data}.{noun}"} for noun in nouns)
+    points = row.samplings if sampling in row.samplings else row.sweep.points  # type: ignore[union-attr]
+    data = points[sampling].data or row.data
+    images, reference = ({noun: f"{data}.{noun}"} for noun in ("images", "reference"))
     weights = _weights(config.evaluation)
     return {
         "sample": Pipeline(
@@ -435,7 +437,8 @@ def _plan(config: ProjectConfig) -> Pipeline:
     """Return the plans of the rows that `plan.rows` names, and of their datasets."""
     rows = config.planned_rows()
     decoded = [row.reconstruction.data for row in rows.values() if row.reconstruction]
-    datasets = list(dict.fromkeys([*(row.data for row in rows.values()), *decoded]))
+    used = [data for row in rows.values() for data in (row.data, *row.sampled_data)]
+    datasets = list(dict.fromkeys([*used, *decoded]))
     shared = {"params:plan": "params:plan"}
     parts = []
     for name in datasets:

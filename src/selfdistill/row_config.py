@@ -49,7 +49,10 @@ class PaperConfig(Config):
         params: Parameters of the network.
         data: The dataset of the figures. Ours stand beside them only if data, number of samples
             and reference are the same.
+        datasets: That of the figures of some samplings, by sampling, where it is another one.
         num_samples: Samples of an evaluation; None: it is not published, and nothing compares.
+        uncertain: Samplings of which it is not certain that their figures are theirs; the report
+            marks them.
         reference: Name of the published reference file; None: statistics of the dataset itself.
         recipe_published: Whether the paper says how the row was made, or trained: where it does
             not, the report marks the row.
@@ -59,9 +62,11 @@ class PaperConfig(Config):
     name: Literal["dsd", "ssd"]
     params: int
     data: str
+    datasets: dict[str, str] = {}
     num_samples: int | None
     reference: str | None
     recipe_published: bool = True
+    uncertain: tuple[str, ...] = ()
     samplings: dict[str, dict[PublishedMetric, float]]
 
 
@@ -93,8 +98,6 @@ class RowConfig(Config):
         paper: The paper's figures; None for a case of a study.
         study: Name of the study that the row is a case of; None for a line of a table.
         data: Key of `datasets.yml`.
-        measured_on: The dataset whose classes are sampled and whose images samples are held
-            against; None: `data`.
         latents: Set of latents of the dataset that the network lives in, which a VAE decodes; None:
             the images themselves.
         start: What the network starts as; None: random.
@@ -111,7 +114,6 @@ class RowConfig(Config):
     paper: PaperConfig | None = None
     study: str | None = None
     data: str
-    measured_on: str | None = None
     latents: str | None = None
     start: StartConfig | None = None
     teacher: Literal["cached", "online"] = "cached"
@@ -128,9 +130,11 @@ class RowConfig(Config):
         return None if self.paper is None else self.paper.name
 
     @property
-    def sampled_data(self) -> str:
-        """The dataset whose classes are sampled, and that is measured against."""
-        return self.measured_on or self.data
+    def sampled_data(self) -> list[str]:
+        """The datasets whose classes are sampled, and whose images samples are held against."""
+        points = self.sweep.points.values() if self.sweep else ()
+        every = (one.data or self.data for one in (*self.samplings.values(), *points))
+        return list(dict.fromkeys(every))
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -154,12 +158,23 @@ class RowConfig(Config):
 
     def _check_hooked(self) -> None:
         """Refuse what a network cannot do whose passes are mixed by hooks."""
-        site = getattr(getattr(self.method.root, "target", None), "site", None)
+        site = getattr(getattr(self.method.root, "target", None), "site", "output")
         if site == "gated":
             raise ValueError("method.target.site gated: a U-Net's branches have no gates; branch")
+        if getattr(self.method.root, "include_variance", False):
+            raise ValueError("method.include_variance: network text_unet predicts no variance")
         for key in ("compile", "recompute_activations"):
-            if getattr(self.train, key, False):
+            if site != "output" and getattr(self.train, key, False):
                 raise ValueError(f"train.{key}: network text_unet is mixed by hooks; set it false")
+        for name, sampling in self.samplings.items():
+            if sampling.solver == "ddpm":
+                raise ValueError(
+                    f"samplings.{name}.solver ddpm: network text_unet predicts no variance; ddim"
+                )
+        if isinstance(self.method.root, ProgressiveConfig):
+            grid = self.method.root.grid
+            if grid.times is None or grid.times[-1] == 0:
+                raise ValueError("method.grid.times: Stable Diffusion's end at time 1; name them")
 
     def _check_process(self) -> None:
         """Refuse a method, grids and solvers that are not of what the network predicts."""
@@ -185,6 +200,8 @@ class RowConfig(Config):
             raise ValueError("method.time_distribution: discrete times are drawn evenly")
         for key, grid in grids.items():
             of_flow = grid.timestep_shift != 1 or grid.last_step is not None
+            if grid.levels is not None:
+                raise ValueError(f"{key}: levels mean nothing for network {network.name}")
             if of_flow if of_chain else grid.times is not None:
                 idle = "timestep_shift and last_step" if of_chain else "times"
                 raise ValueError(f"{key}: {idle} mean nothing for network {network.name}")
@@ -223,7 +240,7 @@ class RowConfig(Config):
             return self
         if not self.samplings:
             raise ValueError("samplings: a line of a table needs one or more")
-        for name in self.paper.samplings:
+        for name in (*self.paper.samplings, *self.paper.datasets, *self.paper.uncertain):
             if name not in self.samplings:
                 raise ValueError(
                     f"paper.samplings: the row has no sampling {name!r}; it has "

@@ -1,4 +1,4 @@
-"""COCO's layout: an image is a class, and its caption the class's name."""
+"""COCO's layout: an image is a class, and its captions the class's name."""
 
 import json
 
@@ -28,9 +28,9 @@ def coco(tmp_path):
     return write
 
 
-def test_the_oldest_caption_names_the_class_of_an_image(coco):
+def test_the_captions_name_the_class_of_an_image(coco):
     reader = open_reader(coco(), "coco", "val2014")
-    assert reader.class_names == ["Two dogs run.", "A cat."]
+    assert reader.class_names == ["Two dogs run.\nA later one.", "A cat."]
     found = [(image.key, image.label, image.data) for image in reader.iterate()]
     assert found == [("val2014/a.jpg", 0, b"a.jpg"), ("val2014/b.jpg", 1, b"b.jpg")]
     assert [image.label for image in reader.part(1, 2).iterate()] == [1]

@@ -14,7 +14,7 @@ from selfdistill.methods.config import MethodConfig
 from selfdistill.methods.registry import build_method, build_network
 from selfdistill.networks.config import NetworkConfig
 from selfdistill.networks.fusion import Fusion
-from selfdistill.networks.prompts import Prompts, text_directory
+from selfdistill.networks.prompts import Prompts, text_digest, text_directory
 from selfdistill.networks.text_unet_config import TextConfig
 
 NAMES = ["a cat on a mat", "two dogs", "rain"]
@@ -45,7 +45,7 @@ SMALL = {
 def small(**changes):
     torch.manual_seed(0)
     network = build_network(NetworkConfig.model_validate({**SMALL, **changes})).eval()
-    network.prompts.name(NAMES)
+    network.prompts.take(NAMES)
     return network
 
 
@@ -100,7 +100,7 @@ class TestPrompts:
         nothing = torch.full_like(labels, network.null_class)
         with torch.no_grad():
             free = network(z, t, nothing)
-            network.prompts.name(["", "x"])
+            network.prompts.take(["", "x"])
             assert torch.equal(free, network(z, t, torch.zeros_like(labels)))
 
     def test_nobody_is_asked_before_the_labels_have_a_meaning(self):
@@ -118,9 +118,33 @@ class TestPrompts:
         with pytest.raises(ValueError, match="has width 32, the network listens to 16"):
             small(text=wider)
 
+    def test_a_class_says_any_of_its_prompts(self):
+        prompts = Prompts(TextConfig(**TEXT), 16)
+        prompts.take(["a", "b\nc\nd", "e"])
+        labels = torch.tensor([1] * 3000 + [2])
+        assert prompts.first(labels)[[0, -1]].tolist() == [1, 4]
+        drawn = prompts.draw(labels, Draws(0, torch.arange(3001)))
+        assert drawn[-1] == 4
+        counts = torch.bincount(drawn[:-1], minlength=5)
+        assert counts[[0, 4]].tolist() == [0, 0]
+        assert (counts[1:4] - 1000).abs().max() < 4 * (3000 * 2 / 9) ** 0.5
+
+    def test_a_batch_is_encoded_once_for_all_passes_that_ask_for_it(self):
+        prompts = Prompts(TextConfig(**TEXT), 16)
+        prompts.take(NAMES)
+        labels, free = torch.tensor([0, 1]), torch.tensor([-1, -1])
+        first = prompts(labels)
+        prompts(free)
+        assert prompts(labels) is first
+        labels[0] = 2  # the same tensor, and not what was encoded
+        assert not torch.equal(prompts(labels), first)
+        kept = prompts(free)
+        prompts.take(NAMES[:1])
+        assert prompts(free) is not kept
+
     def test_long_prompts_are_cut_at_77_tokens(self):
         prompts = Prompts(TextConfig(**TEXT), 16)
-        prompts.name(["x" * 75, "x" * 400])
+        prompts.take(["x" * 75, "x" * 400])
         both = prompts(torch.tensor([0, 1]))
         assert both.shape == (2, 77, 16)
         assert torch.equal(both[0], both[1])
@@ -138,6 +162,8 @@ class TestPrompts:
         folder = tmp_path / "pipeline" / "tokenizer"
         folder.mkdir(parents=True)
         (folder / "vocab.json").write_text(json.dumps(vocab))
+        (folder / "tokenizer_config.json").write_text("{}")
+        (folder / "special_tokens_map.json").write_text("{}")
         (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
         sizes = {**TEXT["architecture"], "vocab_size": len(vocab), "max_position_embeddings": 77}
         special = {"bos_token_id": len(vocab) - 2, "eos_token_id": len(vocab) - 1}
@@ -148,7 +174,7 @@ class TestPrompts:
     def test_a_pipelines_directory_is_read_as_transformers_does(self, directory):
         path, encoder, vocab = directory
         prompts = Prompts(TextConfig(weights=str(path)), 16)
-        prompts.name(["Cat a"])
+        prompts.take(["Cat a"])
         start, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
         tokens = torch.tensor([[start, vocab["cat</w>"], vocab["a</w>"], *[end] * 74]])
         with torch.no_grad():
@@ -161,6 +187,34 @@ class TestPrompts:
         torch.save(encoder.state_dict(), path / "text_encoder" / "pytorch_model.bin")
         with pytest.raises(FileNotFoundError, match=r"no file text_encoder/model\.safetensors.*pi"):
             text_directory(TextConfig(weights=str(path)))
+
+    def test_half_an_encoder_is_refused(self, directory):
+        path, encoder, _ = directory
+        weights = dict(encoder.state_dict())
+        lost = next(name for name in weights if name.endswith("q_proj.weight"))
+        del weights[lost]
+        save_file(weights, path / "text_encoder" / "model.safetensors", {"format": "pt"})
+        with pytest.raises(
+            ValueError, match=r"not the whole of one; missing keys: .*q_proj\.weigh"
+        ):
+            Prompts(TextConfig(weights=str(path)), 16).take(["a"])
+
+    def test_an_encoder_is_known_by_its_digest(self, directory):
+        path, _, _ = directory
+        config = TextConfig(weights=str(path))
+        digest = text_digest(config)
+        assert len(digest) == 64
+        pinned = config.model_copy(update={"weights_sha256": digest})
+        Prompts(pinned, 16).take(["a"])
+        (path / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+        with pytest.raises(ValueError, match=r"others than its weights_sha256 says"):
+            Prompts(pinned, 16).take(["a"])
+        assert text_digest(config) != digest
+
+    def test_what_transformers_would_swallow_is_refused(self):
+        wrong = {**TEXT, "architecture": {**TEXT["architecture"], "num_hiden_layers": 9}}
+        with pytest.raises(ValueError, match="CLIPTextConfig has no num_hiden_layers"):
+            Prompts(TextConfig(**wrong), 16).take(["a"])
 
     def test_keys_that_mean_nothing_are_refused(self):
         with pytest.raises(ValueError, match="seed and architecture mean nothing"):
@@ -272,6 +326,15 @@ class TestPublished:
         save_file(weights, tmp_path / "unet.safetensors")
         with pytest.raises(ValueError, match=r"missing: conv_in\.bias; unexpected: surplus"):
             network.load_published(tmp_path / "unet.safetensors")
+
+    def test_blocks_that_nothing_would_be_mixed_in_are_refused(self):
+        blocks = {**SMALL["architecture"], "mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}
+        with pytest.raises(ValueError, match=r"whose branches are not known here"):
+            small(architecture=blocks)
+
+    def test_sizes_are_said_once(self):
+        with pytest.raises(ValueError, match=r"architecture\.in_channels: latent_size and"):
+            small(architecture={**SMALL["architecture"], "in_channels": 5})
 
     def test_what_diffusers_cannot_build_is_refused(self):
         with pytest.raises(ValueError, match=r"mend network\.architecture"):

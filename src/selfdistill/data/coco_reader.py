@@ -1,9 +1,9 @@
-"""Raw images with captions, in COCO's layout: each image is a class, whose name is its caption."""
+"""Raw images with captions, in COCO's layout: each image is a class, whose name they are."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from selfdistill.data.raw import digest_of
 
 @dataclass(frozen=True, eq=False)
 class CaptionReader(FileReader):
-    """Images, one a class; the names of the classes are their captions."""
+    """Images, one a class; the name of a class has a line for each caption."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -26,8 +26,8 @@ class CaptionReader(FileReader):
 def scan_coco(root: Path, split: str) -> CaptionReader:
     """Index `root/<split>/*.jpg` with the captions of `root/annotations/captions_<split>.json`.
 
-    Of an image's five captions or so the one with the lowest id counts. Images stand in the order
-    of their file names.
+    An image's captions, five or so, stand in the order of their ids, and images in that of their
+    file names.
 
     Args:
         root: Folder of both.
@@ -59,7 +59,7 @@ def scan_coco(root: Path, split: str) -> CaptionReader:
 
 
 def _captions(file: Path) -> dict[str, str]:
-    """Return the first caption of each image, by its file name."""
+    """Return the captions of each image, one a line, by its file name."""
     if not file.is_file():
         raise FileNotFoundError(
             f"{file}: no captions here; unpack COCO's annotations there, or correct the split"
@@ -67,12 +67,10 @@ def _captions(file: Path) -> dict[str, str]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         images = {image["id"]: image["file_name"] for image in content["images"]}
-        first: dict[Any, Mapping[str, Any]] = {}
-        for one in content["annotations"]:
-            known = first.get(one["image_id"])
-            if known is None or one["id"] < known["id"]:
-                first[one["image_id"]] = one
-        texts = {key: " ".join(one["caption"].split()) for key, one in first.items()}
+        found: dict[Any, list[str]] = {}
+        for one in sorted(content["annotations"], key=itemgetter("id")):
+            found.setdefault(one["image_id"], []).append(" ".join(one["caption"].split()))
+        texts = {key: "\n".join(filter(None, lines)) for key, lines in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file} is not a file of COCO's captions, or damaged ({error!r}); fetch it again"

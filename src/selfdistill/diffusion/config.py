@@ -8,6 +8,7 @@ from selfdistill.base_config import Config
 
 FlowSolverName = Literal["euler", "heun", "ab2", "sde"]
 ChainSolverName = Literal["ddim", "ddpm", "plms2", "plms4", "dpm2"]
+LevelSolverName = Literal["edm"]
 Time = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -15,7 +16,8 @@ class GridConfig(Config):
     """The times at which a network is asked, from noise to data.
 
     A chain of discrete times, as DiT's, is respaced evenly with both ends in it; a linear path, as
-    SiT's and DSD's, is cut into equal steps. `times` names the discrete times one by one instead.
+    SiT's and DSD's, is cut into equal steps; noise levels, as EDM's, are spaced by its Eq. 5.
+    `times` names discrete times one by one instead, `levels` noise levels.
 
     Attributes:
         num_steps: Updates of the state. A paper's "250 steps" that are 250 time points, as in
@@ -25,6 +27,7 @@ class GridConfig(Config):
         last_step: Length in flow time of the last step of a linear path, the others being equal:
             0.04 in REPA's stochastic sampler; None: all are equal.
         times: Discrete times of a chain, decreasing; None: respaced evenly.
+        levels: Noise levels, decreasing; None: EDM's, from 80 to 0.002.
         halvings: How often every second of these times is taken, from the noisiest on: what
             progressive distillation leaves of them.
     """
@@ -33,12 +36,15 @@ class GridConfig(Config):
     timestep_shift: Annotated[float, Field(gt=0)] = 1.0
     last_step: Annotated[float, Field(gt=0, lt=1)] | None = None
     times: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    levels: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     halvings: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _times_fit(self) -> Self:
-        if self.times is not None and len(self.times) != self.num_steps:
-            raise ValueError(f"times: {len(self.times)} are given, num_steps is {self.num_steps}")
+        for key in ("times", "levels"):
+            given = getattr(self, key)
+            if given is not None and len(given) != self.num_steps:
+                raise ValueError(f"{key}: {len(given)} are given, num_steps is {self.num_steps}")
         if self.num_steps % 2**self.halvings:
             raise ValueError(
                 f"num_steps {self.num_steps} cannot be halved {self.halvings} times: it counts the "
@@ -52,6 +58,22 @@ class GridConfig(Config):
         return self.num_steps // 2**self.halvings
 
 
+class ChurnConfig(Config):
+    """Noise that EDM's sampler adds on the way (arXiv:2206.00364, Algorithm 2 and Table 5).
+
+    Attributes:
+        amount: S_churn, over all steps; a step raises its level by at most sqrt(2).
+        start: S_min, the lowest level at which noise is added.
+        end: S_max, the highest.
+        noise: S_noise, its deviation.
+    """
+
+    amount: Annotated[float, Field(gt=0)]
+    start: Annotated[float, Field(ge=0)]
+    end: Annotated[float, Field(gt=0)]
+    noise: Annotated[float, Field(gt=0)]
+
+
 class SolverConfig(GridConfig):
     """Time grid, solver and guidance of one sampling.
 
@@ -62,22 +84,27 @@ class SolverConfig(GridConfig):
             it. Of a chain of discrete times: "ddim", first order; "ddpm", ancestral, with the
             variance that the network predicts; "plms2", ab2's counterpart; "plms4", Stable
             Diffusion's, fourth order, with one evaluation more; "dpm2", second order
-            with two evaluations a step.
+            with two evaluations a step. Of noise levels: "edm", Heun's with one evaluation in the
+            last step; with `churn`, stochastic.
         guidance: Classifier-free guidance scale, 1 = off.
         guidance_interval: Guidance acts for flow times from start to end, both included.
         guided_channels: How many channels are guided, the first ones: 3 in DiT's samples; None:
             all.
+        churn: Noise added on the way by solver "edm"; None: none.
     """
 
-    solver: FlowSolverName | ChainSolverName
+    solver: FlowSolverName | ChainSolverName | LevelSolverName
     guidance: Annotated[float, Field(ge=0)]
     guidance_interval: tuple[Time, Time]
     guided_channels: Annotated[int, Field(gt=0)] | None = None
+    churn: ChurnConfig | None = None
 
     @model_validator(mode="after")
     def _interval_increases(self) -> Self:
         if self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError(f"guidance_interval {list(self.guidance_interval)} runs backwards")
+        if self.churn is not None and self.solver != "edm":
+            raise ValueError(f"churn means nothing for solver {self.solver!r}: leave it out")
         return self
 
     def guides_at(self, t: float) -> bool:
@@ -92,5 +119,5 @@ class SolverConfig(GridConfig):
             return 2 * self.num_times
         if self.solver == "plms4" and self.num_times > 1:
             return self.num_times + 1
-        # The last step of dpm2, which is infinitely long in log-SNR, is DDIM's.
-        return 2 * self.num_times - 1 if self.solver == "dpm2" else self.num_times
+        # The last steps of dpm2 and edm are of first order.
+        return 2 * self.num_times - 1 if self.solver in ("dpm2", "edm") else self.num_times

@@ -284,7 +284,7 @@ def plms_2(noise: Noise, eps: Tensor, times: Sequence[int], schedule: Schedule =
 
         eps = eps_k + lambda(h) h / h_before (eps_k - eps_{k-1}),    h = L_next - L
 
-    The first step is DDIM's, and so is the last, which is infinitely long in L.
+    The first step is DDIM's, and so is the last, infinitely long in L where it leads to x0.
 
     Args:
         noise: Prediction of the noise.
@@ -351,7 +351,8 @@ def dpm_2(noise: Noise, eps: Tensor, times: Sequence[int], schedule: Schedule = 
 
         x_next = a_next / a x - s_next (e^h - 1) (eps + (eps_u - eps) / (2 r))
 
-    Steps without a time between them, and the last one, are DDIM's.
+    Steps without a time between them, and the last one, are DDIM's, as in DPM-Solver's sampling by
+    an odd number of evaluations.
 
     Args:
         noise: Prediction of the noise.

@@ -1,10 +1,12 @@
 """What networks that sample differ in: their noise, what they predict, how a step is taken.
 
 `Chain` is the chain of discrete times whose noise is predicted (DiT, Stable Diffusion), `Flow` the
-linear path whose velocity is (SiT, DSD). Times are tensors in the network's own units, and a grid
-of them leads from noise to data; after its last time comes the end, where data are clean.
+linear path whose velocity is (SiT, DSD), `Levels` noise levels whose clean data are (EDM). Times
+are tensors in the network's own units, and a grid of them leads from noise to data; after its last
+time comes the end, where data are clean.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -13,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from selfdistill.diffusion import discrete, paths
+from selfdistill.diffusion import discrete, levels, paths
 from selfdistill.diffusion.config import GridConfig, SolverConfig
 from selfdistill.diffusion.discrete import log_snr_step, second_order_weight
 from selfdistill.diffusion.solvers import SOLVERS, euler_maruyama, time_points
@@ -96,6 +98,28 @@ class Process(ABC):
     def extrapolation(self, before: float, t: float, t_next: float) -> float:
         """Return k in p + k (p - p_before), what a step from t is taken by for second order."""
 
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """Return the weight (N,) of the prediction's squared error in ordinary training."""
+        return torch.ones_like(t, dtype=torch.float32)
+
+    @abstractmethod
+    def clean(self, x: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """Return the clean data, (N, ...), that a prediction at times (N,) speaks of."""
+
+    @abstractmethod
+    def at_level(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return where a network can be asked of clean data with noise added.
+
+        Every process of this module is one of noise levels: a state at time t, over a scale, is
+        x0 + level eps.
+
+        Args:
+            sigma: Noise levels, (N,).
+
+        Returns:
+            Times, scales, and the levels themselves, the nearest that the network knows, (N,) each.
+        """
+
     @abstractmethod
     def solve(self, predict: Predict, eps: Tensor, config: SolverConfig, draws: Draws) -> Tensor:
         """Sample.
@@ -135,6 +159,8 @@ class Chain(Process):
                 "timestep_shift and last_step are of a linear path; this network knows discrete "
                 "times: leave both out, or give `times`"
             )
+        if grid.levels is not None:
+            raise ValueError("levels are of EDM's networks; this one knows discrete times")
         times = grid.times or discrete.respaced_times(grid.num_steps)
         discrete.check_times(times)
         return list(times[:: 2**grid.halvings])
@@ -186,6 +212,18 @@ class Chain(Process):
             return 0.0
         return discrete.extrapolation(int(before), int(t), int(t_next), self._schedule)
 
+    def clean(self, x: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """Return (x - sigma eps) / alpha."""
+        alpha, sigma = self._schedule.levels(x, t)
+        return (x - sigma * prediction) / alpha
+
+    def at_level(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the time with the nearest log-SNR, its alpha, and sigma / alpha."""
+        half = self._schedule.half_log_snr.to(sigma.device)  # decreasing
+        t = (half + sigma.double().log()[:, None]).abs().argmin(dim=1)
+        level = (-half[t]).exp()
+        return t, self._schedule.alpha.to(sigma.device)[t].float(), level.float()
+
     def solve(self, predict: Predict, eps: Tensor, config: SolverConfig, draws: Draws) -> Tensor:
         """Sample; "ddpm" draws noise for each step, and takes variances beside the noise."""
         if config.solver == "ddpm":
@@ -214,6 +252,8 @@ class Flow(Process):
         """Return flow times, increasing from 0."""
         if grid.times is not None:
             raise ValueError("times are of a chain; this network knows flow times: leave them out")
+        if grid.levels is not None:
+            raise ValueError("levels are of EDM's networks; this one knows flow times")
         points = time_points(grid.num_steps, grid.timestep_shift, grid.last_step)
         return points[:-1][:: 2**grid.halvings]
 
@@ -261,6 +301,15 @@ class Flow(Process):
         """Return half of the ratio of the steps."""
         return (t_next - t) / (2 * (t - before))
 
+    def clean(self, x: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """Return z + (1 - t) v."""
+        return paths.z0_from_velocity(x, prediction, _beside(x, t))
+
+    def at_level(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return t = 1 / (1 + sigma), which is the scale too, and the level as it is."""
+        t = 1 / (1 + sigma)
+        return t, t, sigma
+
     def solve(self, predict: Predict, eps: Tensor, config: SolverConfig, draws: Draws) -> Tensor:
         """Sample; "sde" draws noise for each step. The state has 64 bits, as REPA's samplers'."""
         points = [*self.times(config), self.end]
@@ -281,11 +330,107 @@ class Flow(Process):
         return SOLVERS[config.solver](velocity, eps.double(), points).to(eps.dtype)
 
 
-ProcessName = Literal["linear_chain", "scaled_linear_chain", "linear_path"]
+class Levels(Process):
+    """Noise levels; networks predict the clean data. See `diffusion.levels`."""
+
+    end = 0.0
+
+    def times(self, grid: GridConfig) -> list[float]:
+        """Return noise levels, decreasing."""
+        if grid.timestep_shift != 1 or grid.last_step is not None or grid.times is not None:
+            raise ValueError(
+                "timestep_shift, last_step and times are of other processes; this network knows "
+                "noise levels: leave them out, or give `levels`"
+            )
+        found = list(grid.levels or levels.respaced_levels(grid.num_steps))
+        levels.check_levels(found)
+        return found[:: 2**grid.halvings]
+
+    def flow_time(self, t: float) -> float:
+        """Return 1 / (1 + sigma)."""
+        return 1 / (1 + t)
+
+    def draw_time(self, draws: Draws) -> Tensor:
+        """Return noise levels evenly drawn by the sampler's spacing."""
+        return levels.level_at(draws.uniform("t", 1).squeeze(1))
+
+    def noised(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Return x0 + sigma eps."""
+        return x0 + _beside(x0, t) * eps
+
+    def target(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """Return the clean data."""
+        return x0
+
+    def step(self, x: Tensor, prediction: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """Take Euler's step in sigma, which is DDIM's."""
+        return torch.lerp(prediction, x, _beside(x, t_next / t))
+
+    def between(self, t: Tensor, t_next: Tensor, share: float) -> Tensor:
+        """Return the level in between."""
+        return torch.lerp(t, t_next, share)
+
+    def joining(self, x: Tensor, x_next: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """Return the clean data of Euler's step."""
+        ratio = _beside(x, t_next / t)
+        return (x_next - ratio * x) / (1 - ratio)
+
+    def larger_error(self, t: Tensor) -> Tensor:
+        """Return max(1, 1 / sigma^2), of the data and of the noise."""
+        return (1 / t.square()).clamp(min=1)
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """Return EDM's, 1 / c_out^2."""
+        return levels.loss_weight(t)
+
+    def end_weight(self, t: float, t_next: float) -> float:
+        """Return 1 - lambda*(h): clean data are taken to change linearly in log-SNR."""
+        if t_next == self.end:
+            return 1.0
+        return 1 - second_order_weight(math.log(t / t_next))
+
+    def midpoint_weight(self, t: float, t_next: float) -> float:
+        """Refuse: Eq. 12 is of discrete times."""
+        raise ValueError("weight midpoint, Eq. 12, is of discrete times; take auto")
+
+    def extrapolation(self, before: float, t: float, t_next: float) -> float:
+        """Return (1 - lambda*(h)) h / h_before; 0 for the step to the end, infinitely long."""
+        if t_next == self.end:
+            return 0.0
+        return self.end_weight(t, t_next) * math.log(t / t_next) / math.log(before / t)
+
+    def clean(self, x: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """Return the prediction."""
+        return prediction
+
+    def at_level(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the level as it is, and no scale."""
+        return sigma, torch.ones_like(sigma), sigma
+
+    def solve(self, predict: Predict, eps: Tensor, config: SolverConfig, draws: Draws) -> Tensor:
+        """Sample; with churn, noise is drawn for each step. The state has 64 bits, as EDM's."""
+        if config.solver != "edm":
+            raise ValueError(
+                f"solver {config.solver!r} is of another process; this network knows noise "
+                "levels: take edm"
+            )
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            return predict(x.to(eps.dtype), sigma)
+
+        def draw(number: int) -> Tensor:
+            return draws.normal(f"churn_{number}", *eps.shape[1:])
+
+        times = self.times(config)
+        return levels.heun(denoise, eps.double(), times, config.churn, draw).to(eps.dtype)
+
+
+ProcessName = Literal["linear_chain", "scaled_linear_chain", "linear_path", "noise_levels"]
 PROCESSES: dict[ProcessName, Process] = {
     "linear_chain": Chain(discrete.LINEAR),
     "scaled_linear_chain": Chain(discrete.SCALED_LINEAR),
     "linear_path": Flow(),
+    "noise_levels": Levels(),
 }
 """By the name that a network says."""
 

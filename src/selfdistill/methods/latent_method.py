@@ -42,9 +42,13 @@ class LatentMethod(Method):
 
     def name_classes(self, names: Sequence[str] | None) -> None:
         """Give the names to a network that reads prompts, which its copies share."""
-        prompts = getattr(self.network, "prompts", None)
-        if prompts is not None:
-            prompts.name(names)
+        if self._prompts is not None:
+            self._prompts.take(names)
+
+    @property
+    def _prompts(self) -> Any:
+        """What a network that reads prompts knows of them; None: it does not read."""
+        return getattr(self.network, "prompts", None)
 
     def noise_shape(self) -> tuple[int, ...]:
         """Return (C, h, w) of a VAE's latents, or (L, C) of DSD's."""
@@ -87,8 +91,14 @@ class LatentMethod(Method):
         return draws.normal("eps", *self.noise_shape())
 
     def drop_labels(self, batch: Batch, probability: float) -> Tensor:
-        """Return the labels (N,) of a batch, a share of them replaced by the null class."""
-        return drop_labels(batch.labels, batch.draws, probability, self.network.null_class)
+        """Return the labels (N,) of a batch, a share of them replaced by the null class.
+
+        For a network that reads prompts: the numbers of one prompt each, drawn from its class's.
+        """
+        labels = batch.labels
+        if self._prompts is not None:
+            labels = self._prompts.draw(labels, batch.draws)
+        return drop_labels(labels, batch.draws, probability, self.network.null_class)
 
     def released(self) -> nn.Module:
         """Return the network that samples; of a head, the whole ViT with it."""
@@ -120,6 +130,8 @@ class LatentMethod(Method):
             (N, *noise_shape()).
         """
         choose = network_at or self.network_at
+        if self._prompts is not None:
+            labels = self._prompts.first(labels)
         null = torch.full_like(labels, self.network.null_class)
 
         def predict(x_t: Tensor, t: float) -> Tensor:

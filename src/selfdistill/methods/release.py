@@ -13,7 +13,8 @@ The directory holds
                           and the VAE that decodes, if its latents are not its own
     README.md             the model card
 
-It needs this package and nothing else of the project. No pickle is read or written here.
+It needs this package and nothing else of the project; one that reads prompts also needs the text
+encoder that `config.json` names, with its sha256. No pickle is read or written here.
 """
 
 import json
@@ -39,6 +40,8 @@ from selfdistill.methods.method import Autoencoder, Method
 from selfdistill.methods.registry import build_network, method_around
 from selfdistill.networks.config import NetworkConfig
 from selfdistill.networks.dsd_vit import normalize_latent
+from selfdistill.networks.prompts import text_digest
+from selfdistill.networks.text_unet_config import TextConfig
 from selfdistill.networks.vae import pixels_of
 from selfdistill.networks.vae_config import Decoder
 
@@ -101,15 +104,20 @@ class Release:
             with atomic_path(unfinished / _CARD) as temporary:
                 temporary.write_text(card, encoding="utf-8")
             known = checkpoint.about
+            network = dict(known["network"])
+            if "text" in network:  # whoever opens it shall read prompts by the same encoder
+                text = TextConfig.model_validate(network["text"])
+                if text.weights != "random":
+                    network["text"] = {**network["text"], "weights_sha256": text_digest(text)}
             config = {
                 "format": _FORMAT,
-                "network": known["network"],
+                "network": network,
                 "method": known["method"],
                 "sampling": sampling.model_dump(
                     mode="json", include=set(SolverConfig.model_fields)
                 ),
                 "decoder": None if decoder is None else decoder.model_dump(mode="json"),
-                "class_names": list(class_names),
+                "class_names": [] if "text" in network else list(class_names),
                 "checkpoint": known["sha256"],
                 **{name: known[name] for name in _ORIGIN if name in known},
                 "sha256": sha256_of(unfinished / _WEIGHTS),
@@ -187,7 +195,6 @@ class Release:
             network = build_network(NetworkConfig.model_validate(self.config["network"]))
         network.load_state_dict(load_file(file))
         method = method_around(network, MethodConfig.model_validate(self.config["method"]))
-        method.name_classes(self.class_names)
         if getattr(method, "average", None) is not None:
             method.network = method.average  # one copy is enough
         return method.to(self.device).eval().requires_grad_(False)
@@ -229,16 +236,16 @@ class Release:
 
     def sample(
         self,
-        labels: Sequence[int] | np.ndarray | Tensor,
+        labels: Sequence[int] | Sequence[str] | np.ndarray | Tensor,
         *,
         seed: int = 0,
         eps: Images | None = None,
         **changes: Any,
     ) -> np.ndarray:
-        """Return new images; image i of a seed is the row's sample i if it has the same label.
+        """Return new images; image i of a seed is the row's sample i if it has the same class.
 
         Args:
-            labels: Class indices, (N,).
+            labels: Class indices, (N,); for a network that reads, prompts.
             seed: Seed of the noise, in [0, 2^32).
             eps: The noise itself, (N, *noise_shape()) of the method; None: that of `noise`.
             changes: What to do otherwise than `sampling` says, e.g. `guidance=3.0`.
@@ -332,7 +339,15 @@ class Release:
             )
         return z.float()
 
-    def _as_labels(self, labels: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+    def _as_labels(self, labels: Sequence[int] | Sequence[str] | np.ndarray | Tensor) -> Tensor:
+        if "text" in self.config["network"]:
+            prompts = list(labels)
+            if not prompts or not all(isinstance(one, str) for one in prompts):
+                raise ValueError(
+                    f"this network reads: labels must be a list of texts, got {labels}"
+                )
+            self.method.name_classes([" ".join(one.split()) for one in prompts])
+            return torch.arange(len(prompts))
         classes, num = _as_tensor(labels), len(self.class_names)
         integers = classes.ndim == 1 and not classes.is_floating_point()
         if not integers or not len(classes) or classes.min() < 0 or classes.max() >= num:

@@ -8,7 +8,7 @@ over the channels of what its last block leaves is a map of logits (SiDA, arXiv:
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,8 @@ class Denoiser(nn.Module, ABC):
     Args:
         config: The architecture.
     """
+
+    process: Literal["noise_levels"] = "noise_levels"
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ class Fusion(NamedTuple):
 
 
 class Places:
-    """Goes through a block's places in order: records each, and mixes what belongs there."""
+    """Goes through a block's places in order: records each, or mixes what belongs there."""
 
     def __init__(
         self, site: Site | None, weight: float | Tensor = 0.0, recorded: Recorded = ()
@@ -47,13 +47,13 @@ class Places:
         if site != self.site:
             return x
         other = next(self._recorded, None)
-        if other is not None:
-            weight = self._weight
-            if isinstance(weight, Tensor):
-                weight = weight.view(-1, *[1] * (x.ndim - 1))
-            x = weight * other + (1 - weight) * x
-        self.found.append(x)
-        return x
+        if other is None:
+            self.found.append(x)
+            return x
+        weight = self._weight
+        if isinstance(weight, Tensor):
+            weight = weight.view(-1, *[1] * (x.ndim - 1))
+        return weight * other + (1 - weight) * x
 
 
 def run_branches(

@@ -8,7 +8,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def local_directory(
-    title: str, weights: str, revision: str | None, files: Sequence[str]
+    title: str, weights: str, revision: str | None, files: Sequence[str], example: str
 ) -> Path | None:
     """Return the directory that weights come from; None if they are random or on the hub.
 
@@ -19,6 +19,7 @@ def local_directory(
         weights: "random", a directory, or a hub id.
         revision: Of a hub id.
         files: What has to be in the directory.
+        example: A hub id, for messages.
 
     Raises:
         FileNotFoundError: If it is no hub id, nor a directory with the files.
@@ -32,7 +33,7 @@ def local_directory(
             return None
         raise FileNotFoundError(
             f"{title} weights {path}: no such directory; give one with {_listed(files)}, a hub id "
-            "such as stabilityai/sd-vae-ft-ema, or 'random'"
+            f"such as {example}, or 'random'"
         )
     if revision is not None:
         raise ValueError(
@@ -43,7 +44,9 @@ def local_directory(
     return path
 
 
-def directory_of(title: str, weights: str, revision: str | None, files: Sequence[str]) -> Path:
+def directory_of(
+    title: str, weights: str, revision: str | None, files: Sequence[str], example: str
+) -> Path:
     """Return the directory of weights; of a hub id, in the hub's cache, filled if need be.
 
     Args:
@@ -51,12 +54,13 @@ def directory_of(title: str, weights: str, revision: str | None, files: Sequence
         weights: A directory, or a hub id.
         revision: Of a hub id.
         files: What has to be there; nothing else is fetched.
+        example: A hub id, for messages.
 
     Raises:
         FileNotFoundError: If it cannot be had; the message says where to put what.
         ValueError: If a revision is asked of a directory.
     """
-    local = local_directory(title, weights, revision, files)
+    local = local_directory(title, weights, revision, files, example)
     if local is not None:
         return local
     from huggingface_hub import snapshot_download

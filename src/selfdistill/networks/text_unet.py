@@ -20,9 +20,6 @@ from selfdistill.networks.prompts import Prompts
 from selfdistill.networks.text_unet_config import TextUNetConfig
 from selfdistill.networks.weights import check_keys, read_weights
 
-_BRANCHES = {"ResnetBlock2D": ("conv2",), "BasicTransformerBlock": ("attn1", "attn2", "ff")}
-"""Names of diffusers' blocks, and of what is added to their residual streams."""
-
 
 class TextUNet(nn.Module):
     """Noise of latents at a discrete time: t in [0, 999], 999 the noisiest; labels are prompts.
@@ -53,6 +50,7 @@ class TextUNet(nn.Module):
                 "network.architecture"
             ) from error
         self.unet = unet
+        self._check_blocks()
         self.prompts = Prompts(config.text, self.unet.config.cross_attention_dim)
 
     def load_published(self, path: Path) -> None:
@@ -79,11 +77,14 @@ class TextUNet(nn.Module):
         there while a pass lasts.
         """
         unet = self.unet
-        return [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+        found = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+        return [block for block in found if block is not None]
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Return the weights of the transformers' attentions and MLPs, each (out, in)."""
-        blocks = (block for block in self.modules() if _kind(block) == "BasicTransformerBlock")
+        from diffusers.models.attention import BasicTransformerBlock
+
+        blocks = (block for block in self.modules() if isinstance(block, BasicTransformerBlock))
         return [p for block in blocks for p in block.parameters() if p.ndim == 2]
 
     def forward(
@@ -119,6 +120,33 @@ class TextUNet(nn.Module):
     def _predict(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return self.unet(z_t, t, self.prompts(labels), return_dict=False)[0].float()
 
+    def _at(self, site: Site) -> list[nn.Module]:
+        """Return the modules whose outputs stand at a site."""
+        from diffusers.models.attention import BasicTransformerBlock
+        from diffusers.models.resnet import ResnetBlock2D
+
+        found: list[nn.Module] = []
+        for block in self.unet.modules():
+            if isinstance(block, ResnetBlock2D):
+                found += [block.conv2] if site == "branch" else [block]
+            elif isinstance(block, BasicTransformerBlock):
+                found += [block.attn1, block.attn2, block.ff] if site == "branch" else [block]
+        return found
+
+    def _check_blocks(self) -> None:
+        """Refuse blocks of kinds that nothing would be mixed in."""
+        blocks = {id(inner) for block in self._at("block") for inner in block.modules()}
+        for level in self.layers():
+            for name in ("resnets", "attentions"):
+                for part in getattr(level, name, None) or ():
+                    inner = getattr(part, "transformer_blocks", [part])
+                    if unknown := [one for one in inner if id(one) not in blocks]:
+                        raise ValueError(
+                            f"network.architecture: a {type(level).__name__} has a "
+                            f"{type(unknown[0]).__name__}, whose branches are not known here: take "
+                            "blocks as Stable Diffusion v1.5 has them"
+                        )
+
     @contextmanager
     def _passing(
         self, site: Site, weight: float | Tensor = 0.0, recorded: Recorded = ()
@@ -135,16 +163,9 @@ class TextUNet(nn.Module):
         def pass_through(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             return places.pass_through(site, output)
 
-        blocks = [block for block in self.unet.modules() if _kind(block) in _BRANCHES]
-        if site == "branch":
-            blocks = [getattr(block, name) for block in blocks for name in _BRANCHES[_kind(block)]]
-        handles = [block.register_forward_hook(pass_through) for block in blocks]
+        handles = [module.register_forward_hook(pass_through) for module in self._at(site)]
         try:
             yield places
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def _kind(module: nn.Module) -> str:
-    return type(module).__name__

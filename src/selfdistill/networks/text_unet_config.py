@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from selfdistill.base_config import Config, Size
+from selfdistill.base_config import Config, Sha256, Size
 
 
 class TextConfig(Config):
@@ -14,18 +14,23 @@ class TextConfig(Config):
         weights: "random" (fixed by `seed`), whose tokens are bytes; the path of a local directory
             with text_encoder/ and tokenizer/; or a Hugging Face hub id of one.
         revision: Commit, tag or branch of a hub id, which only these have; None is the newest.
+        weights_sha256: What `text_digest` of encoder and tokeniser must be, so that other files are
+            refused; None: not checked.
         seed: Seed of random weights, which only these have.
         architecture: Keyword arguments for transformers' `CLIPTextConfig`, of random weights only.
     """
 
     weights: str
     revision: str | None = None
+    weights_sha256: Sha256 | None = None
     seed: int | None = None
     architecture: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _keys_fit_the_weights(self) -> Self:
-        idle = ["revision"] if self.weights == "random" else ["seed", "architecture"]
+        idle = (
+            ["revision", "weights_sha256"] if self.weights == "random" else ["seed", "architecture"]
+        )
         given = [key for key in idle if getattr(self, key) not in (None, {})]
         if given:
             raise ValueError(
@@ -53,3 +58,12 @@ class TextUNetConfig(Config):
     latent_channels: Size
     architecture: dict[str, Any] = {}
     text: TextConfig
+
+    @model_validator(mode="after")
+    def _sizes_are_said_once(self) -> Self:
+        said = {"sample_size", "in_channels", "out_channels"} & self.architecture.keys()
+        if said:
+            raise ValueError(
+                f"architecture.{sorted(said)[0]}: latent_size and latent_channels say it; leave out"
+            )
+        return self

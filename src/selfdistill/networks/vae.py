@@ -30,6 +30,7 @@ from selfdistill.networks.hub import directory_of, local_directory
 from selfdistill.networks.vae_config import Decoder, VAEConfig
 from selfdistill.networks.weights import check_digest, check_keys, digest, read_weights
 
+_EXAMPLE = "stabilityai/sd-vae-ft-ema"
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
 
 # Of random weights; the configuration of both published ones.
@@ -145,14 +146,14 @@ def weights_directory(config: VAEConfig) -> Path | None:
         FileNotFoundError: If the configuration names no hub id, nor a directory with the two files.
         ValueError: If a revision is asked of a directory.
     """
-    return local_directory("VAE", config.weights, config.revision, _files(config))
+    return local_directory("VAE", config.weights, config.revision, _files(config), _EXAMPLE)
 
 
 def _create(config: VAEConfig) -> nn.Module:
     """Build the autoencoder and its weights."""
     if config.weights == "random":
         return _random(config)
-    whole = directory_of("VAE", config.weights, config.revision, _files(config))
+    whole = directory_of("VAE", config.weights, config.revision, _files(config), _EXAMPLE)
     directory = whole / config.place
     path = directory / CONFIG_FILE
     try:

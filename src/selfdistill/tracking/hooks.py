@@ -212,6 +212,9 @@ class TrackingHooks:
         values = config.rows[row].model_dump(mode="json")
         dataset = config.datasets[values["data"]]
         around: dict[str, Any] = {"dataset": dataset.model_dump(mode="json")}
+        for data in config.rows[row].sampled_data:
+            if data != values["data"]:
+                around[f"dataset_{data}"] = config.datasets[data].model_dump(mode="json")
         if dataset.teacher is not None:
             around["dataset_teacher"] = config.teachers[dataset.teacher].model_dump(mode="json")
         around["evaluation"] = config.evaluation.model_dump(mode="json")

@@ -149,23 +149,41 @@ def test_a_paper_without_a_reference_file_is_not_compared_with_an_unknown_one():
         assert rows_of_csv(made)[0]["fid_ours"] == ours
 
 
-def test_where_the_paper_says_not_how_a_row_was_made_the_row_is_marked():
-    paper = {**PAPER, "recipe_published": False, "num_samples": None}
+def test_where_the_paper_says_not_how_a_row_was_made_the_row_is_marked_wherever_it_stands():
+    paper = {**PAPER, "recipe_published": False, "num_samples": None, "uncertain": ["plain"]}
     made = table(EXACT, paper=paper)
     page = made.markdown("dsd")
-    assert "| dsd_b † |" in page
-    assert "† Recipe not published" in page
+    papers, other = page.split("Not comparable with the paper")
+    assert [line[:2] for line in rows_of_markdown(papers)[1:]] == [
+        ["dsd_b †", "plain ‡"],
+        ["dsd_b †", "guided"],
+    ]
+    assert "† Recipe not published" in papers
+    assert "‡ It is not certain" in papers
+    assert ["dsd_b †", "plain ‡"] in [line[:2] for line in rows_of_markdown(other)]
+    assert "dsd_b †" in made.text()
+    assert "not certain" not in table(EXACT).markdown("dsd")
     assert "Recipe not published" not in table(EXACT).markdown("dsd")
     line = rows_of_csv(made)[0]
-    assert (line["row"], line["recipe_published"]) == ("dsd_b", "False")
+    assert (line["row"], line["recipe_published"], line["certain"]) == ("dsd_b", "False", "False")
     # Of how many samples its numbers are is unknown, so none of ours stands beside them.
     assert (line["fid_paper"], line["fid_ours"], line["fid"]) == ("4.25", "", "4.3712")
 
 
-def test_numbers_stand_beside_the_papers_if_they_are_of_the_data_it_is_measured_on():
-    parameters = {"paper": PAPER, "data": "imagenet_5_percent", "measured_on": "imagenet_256"}
-    made = Table.collect({"dsd_b.plain.metrics": EXACT, "params:dsd_b": parameters})
-    assert rows_of_csv(made)[0]["fid_ours"] == "4.3712"
+def test_numbers_stand_beside_the_papers_if_they_are_of_the_data_that_it_measured_on():
+    for datasets, data, ours in (
+        ({}, None, "4.3712"),
+        ({}, "coco", ""),
+        ({"plain": "coco"}, None, ""),
+        ({"plain": "coco"}, "coco", "4.3712"),
+    ):
+        parameters = {
+            "paper": {**PAPER, "datasets": datasets},
+            "data": "imagenet_256",
+            "samplings": {"plain": {"data": data}},
+        }
+        made = Table.collect({"dsd_b.plain.metrics": EXACT, "params:dsd_b": parameters})
+        assert rows_of_csv(made)[0]["fid_ours"] == ours
 
 
 def test_repeats_of_other_metrics_show_their_standard_deviation_too():

@@ -27,13 +27,15 @@ from selfdistill.methods.release import Release
 x = {name}.sample({labels}){autoencoder}
 ```
 
-Images are uint8{latents}. `sample` takes class indices, 0 to {last}, whose names are in
-`config.json`. By default it samples as `{sampling}` below; anything else is a keyword:
-`{name}.sample({labels}, seed=1, guidance=3.0)`.
+Images are uint8{latents}. `sample` takes {asked}. By default it samples
+as `{sampling}` below; anything else is a keyword: `{name}.sample({labels}, seed=1, guidance=3.0)`.
 """
 _LICENCE = """\
 The code is under Apache-2.0. The training images and the teacher have terms of their own, which
-this release cannot change, such as ImageNet's terms of access and the DINOv3 License.
+this release cannot change, such as ImageNet's terms of access and the DINOv3 License. So have
+published weights that a row starts from: DiT's and EDM's are for non-commercial use, and Stable
+Diffusion's come under CreativeML OpenRAIL-M, whose restrictions of use hold for what is made of
+them.
 """
 
 
@@ -68,7 +70,6 @@ class Card:
         results: By sampling, and by "reconstruction", what the evaluate stage made of this
             checkpoint's images; what nobody has evaluated is absent.
         num_classes: Classes that can be sampled.
-        measured_on: The dataset that the samples are held against.
     """
 
     row: str
@@ -78,7 +79,6 @@ class Card:
     samplings: Mapping[str, Any]
     results: Mapping[str, Mapping[str, Any]]
     num_classes: int
-    measured_on: str
 
     @classmethod
     def collect(
@@ -90,7 +90,6 @@ class Card:
         metrics: Mapping[str, Mapping[str, Any] | None],
         *,
         num_classes: int,
-        measured_on: str,
     ) -> Self:
         """Make the card from catalog entries; numbers of another checkpoint are left out.
 
@@ -101,7 +100,6 @@ class Card:
             samplings: The row's samplings, as written.
             metrics: By "<row>.<sampling>.metrics", the evaluate stage's dict or None.
             num_classes: Classes that can be sampled.
-            measured_on: The dataset that the samples are held against.
         """
         rows = {name.split(".")[0] for name in metrics}
         assert len(rows) == 1, f"a card is of one row, got metrics of {sorted(rows)}"
@@ -118,7 +116,7 @@ class Card:
                     "Run the stages sample and evaluate again, then export",
                     name,
                 )
-        return cls(rows.pop(), about, paper, data, samplings, results, num_classes, measured_on)
+        return cls(rows.pop(), about, paper, data, samplings, results, num_classes)
 
     def markdown(self) -> str:
         """Return the card."""
@@ -132,17 +130,25 @@ class Card:
                 f" of {network['resolution']} x {network['resolution']} pixels, latents {tokens} "
                 f"tokens of {network['latent_dim']}\nchannels each"
             )
+        reads = "text" in network
+        asked = "prompts"
+        if not reads:
+            asked = f"class indices, 0 to {self.num_classes - 1}, whose names are in `config.json`"
+        numbers = [207, 88] if self.num_classes > 207 else [1, 0]
         use = _USE.format(
             name=name,
-            labels=[207, 88] if self.num_classes > 207 else [1, 0],
+            labels=["a red bus", "two dogs"] if reads else numbers,
+            asked=asked,
             autoencoder=f"; z = {name}.encode(x); x = {name}.decode(z)" if encodes else "",
             latents=latents,
-            last=self.num_classes - 1,
             sampling=_default_name(self.paper, self.samplings),
         )
+        nimg = f"{self.about['nimg']:,}"
+        made = f"trained on {self.data} for {nimg} images"
+        if "train" not in self.about:
+            made = "the network that it starts from, as it is"
         averaged = bool(method.get("ema_decay"))
         title = PAPERS[self.paper["name"]]
-        nimg = f"{self.about['nimg']:,}"
         parameters = {
             "data": self.data,
             **{name: self.about[name] for name in _SECTIONS if name in self.about},
@@ -151,7 +157,7 @@ class Card:
         return "\n".join(
             [
                 f"# {self.row}\n",
-                f"Row `{self.row}` of {title},\ntrained on {self.data} for {nimg} images: {what}."
+                f"Row `{self.row}` of {title},\n{made}: {what}."
                 + ("\nThe weights are the averaged ones.\n" if averaged else "\n"),
                 "## Use\n",
                 use,
@@ -184,18 +190,24 @@ class Card:
                 number += "" if spread is None else f" ± {_shown(metric, spread)}"
                 protocol = _protocol(metric, result["protocol"])
                 encoded = result["protocol"]["samples"].get("reconstruction", {})
-                data = encoded.get("data", self.measured_on)
+                own = as_written(self.samplings[sampling]) if sampling in self.samplings else {}
+                data = encoded.get("data") or own.get("data") or self.data
                 yield sampling, label, theirs, number, data, *protocol
 
     def _note(self) -> str:
         reference = self.paper["reference"] or "its dataset"
         count = self.paper["num_samples"]
         number = "an unpublished number of" if count is None else f"{count:,}"
+        doubt = ""
+        if not self.paper.get("recipe_published", True):
+            doubt = "\nThe paper does not publish the recipe of this row: it is ours."
+        if uncertain := self.paper.get("uncertain"):
+            doubt += f"\nIt is not certain that its numbers belong to {', '.join(uncertain)}."
         return (
             f"The paper's numbers are of {number} samples on "
             f"{self.paper['data']} against {reference}.\nOurs are given as measured: they compare "
             "only on the same data, of as many samples and against\nthe same reference. Where "
-            "nobody has measured, ours is empty.\n"
+            f"nobody has measured, ours is empty.{doubt}\n"
         )
 
     def _origin(self) -> Iterator[tuple[str, str]]:

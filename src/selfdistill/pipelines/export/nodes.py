@@ -22,7 +22,6 @@ def export(
     scratch: Path,
     latents: Any = None,
     vae: Any = None,
-    measured_on: Any = None,
     **metrics: dict[str, Any] | None,
 ) -> Release:
     """Write the network of a checkpoint that samples to a directory that others can use.
@@ -37,7 +36,6 @@ def export(
         scratch: Where the release is written.
         latents: The set of latents that the row lives in, as written; None: it makes images.
         vae: What decodes them, as written.
-        measured_on: The dataset that the samples are held against; None: `data`.
         metrics: By "<row>.<sampling>.metrics", the evaluate stage's dict, or None: not run yet.
 
     Returns:
@@ -62,7 +60,6 @@ def export(
         samplings,
         metrics,
         num_classes=len(images.class_names),
-        measured_on=measured_on or data,
     )
     return Release.write(
         scratch / "release",

@@ -7,9 +7,7 @@ from kedro.pipeline import Node, Pipeline
 from selfdistill.pipelines.export import nodes
 
 
-def create_pipeline(
-    row: str, samplings: Sequence[str], *, decoded: bool = False, measured_on: bool = False
-) -> Pipeline:
+def create_pipeline(row: str, samplings: Sequence[str], *, decoded: bool = False) -> Pipeline:
     """Return the stage for one row; the registry gives it its namespace.
 
     Args:
@@ -17,7 +15,6 @@ def create_pipeline(
         samplings: The row's samplings, whose metrics the card shows; the node gets each as a
             keyword that says by its name which row and sampling it is.
         decoded: Whether the row samples latents, which a VAE decodes.
-        measured_on: Whether its samples are held against another dataset than it was trained on.
     """
     names = {
         "checkpoint": "checkpoint",
@@ -28,6 +25,5 @@ def create_pipeline(
         "scratch": "export_scratch",
     }
     names |= {"latents": "params:latents", "vae": "params:vae"} if decoded else {}
-    names |= {"measured_on": "params:measured_on"} if measured_on else {}
     metrics = {f"{row}.{sampling}.metrics": f"{sampling}.metrics" for sampling in samplings}
     return Pipeline([Node(nodes.export, inputs=names | metrics, outputs="release", name="export")])

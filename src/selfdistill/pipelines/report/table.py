@@ -23,8 +23,11 @@ _NOTE = (
     "Difference is ours minus the paper's. A cell is empty where the paper gives no number or "
     "nobody has run the row."
 )
-_MARK = "†"
-_MARKED = f"{_MARK} Recipe not published: what the paper does not say of the row is chosen by us."
+_NO_RECIPE, _UNCERTAIN = "†", "‡"
+_MARKED = {
+    _NO_RECIPE: "Recipe not published: what the paper does not say of the row is chosen by us.",
+    _UNCERTAIN: "It is not certain that the paper's numbers belong to this line.",
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Entry:
             result: What the evaluate stage made; None: nobody has run the row.
         """
         paper = parameters["paper"]
-        data = parameters.get("measured_on") or parameters["data"]
+        data = parameters.get("samplings", {}).get(sampling, {}).get("data") or parameters["data"]
+        theirs = paper.get("datasets", {}).get(sampling, paper["data"])
         known = (row, sampling, paper["params"], paper["samplings"].get(sampling, {}))
         if result is None:
             return cls(*known, parameters=parameters)
@@ -81,7 +85,7 @@ class Entry:
         published = protocol["reference"]["published"]
         reference = published["file"] or "unknown" if published else None
         measured_on = (data, protocol["num_samples"], reference)
-        alike = measured_on == (paper["data"], paper["num_samples"], paper["reference"])
+        alike = measured_on == (theirs, paper["num_samples"], paper["reference"])
         comparable = [name for name in metrics if alike and name not in _SMALL]
         return cls(
             *known,
@@ -102,7 +106,13 @@ class Entry:
     def title(self) -> str:
         """The row, marked where the paper does not say how it was made."""
         published = self.parameters.get("paper", {}).get("recipe_published", True)
-        return self.row if published else f"{self.row} {_MARK}"
+        return self.row if published else f"{self.row} {_NO_RECIPE}"
+
+    @property
+    def place(self) -> str:
+        """The sampling, marked where it is not certain that the paper's numbers are its."""
+        uncertain = self.sampling in self.parameters.get("paper", {}).get("uncertain", ())
+        return f"{self.sampling} {_UNCERTAIN}" if uncertain else self.sampling
 
     @property
     def anchor(self) -> str:
@@ -165,6 +175,8 @@ class Table:
             line: dict[str, Any] = {"row": entry.row, "sampling": entry.sampling}
             if any(one.title != one.row for one in self.entries):
                 line["recipe_published"] = entry.title == entry.row
+            if any(one.place != one.sampling for one in self.entries):
+                line["certain"] = entry.place == entry.sampling
             line |= {"params_paper": entry.params, "nfe": entry.nfe}
             for metric in self._paper_metrics():
                 keys = (f"{metric}_paper", f"{metric}_ours", f"{metric}_difference")
@@ -203,12 +215,12 @@ class Table:
     def text(self) -> str:
         """Return what has been measured, one number a line, narrow enough for a terminal."""
         ours = [
-            (entry.row, entry.sampling, METRICS[metric].label, *_comparison(entry, metric))
+            (entry.title, entry.sampling, METRICS[metric].label, *_comparison(entry, metric))
             for entry in self.entries
             for metric in entry.ours
         ]
         other = [
-            (entry.row, entry.sampling, METRICS[metric].label, *_other_numbers(entry, metric))
+            (entry.title, entry.sampling, METRICS[metric].label, *_other_numbers(entry, metric))
             for entry in self.entries
             for metric in entry.other
         ]
@@ -222,8 +234,9 @@ class Table:
         return "\n".join(blocks) or "nobody has run a row of this table yet"
 
     def _note(self) -> str:
-        marked = any(entry.title != entry.row for entry in self.entries)
-        return f"{_NOTE} {_MARKED}" if marked else _NOTE
+        shown = "".join(entry.title + entry.place for entry in self.entries)
+        marks = (f"{mark} {what}" for mark, what in _MARKED.items() if mark in shown)
+        return " ".join((_NOTE, *marks))
 
     def _sections(self) -> list[tuple[str, Grid]]:
         """Return what stands below the paper's table, each grid with its heading."""
@@ -244,7 +257,7 @@ class Table:
             cells = [cell for metric in metrics for cell in _comparison(entry, metric)]
             # A row shrunk to tiny data takes other steps: its NFE would mislead beside the paper's.
             nfe = _count(entry.nfe if entry.ours else None)
-            lines.append((entry.title, entry.sampling, f"{entry.params / 1e6:.4g}", nfe, *cells))
+            lines.append((entry.title, entry.place, f"{entry.params / 1e6:.4g}", nfe, *cells))
         return Grid(tuple(heads), tuple(lines), 2, tuple(entry.anchor for entry in shown))
 
     def _other_grid(self) -> Grid:
@@ -254,7 +267,7 @@ class Table:
             heads += [(_head(metric), name.replace("_", " ")) for name in ("ours", *names)]
         lines = []
         for entry in self._other_entries():
-            line = [entry.row, entry.sampling, _count(entry.nfe)]
+            line = [entry.title, entry.place, _count(entry.nfe)]
             for metric, names in columns.items():
                 others = entry.baselines.get(metric, {})
                 ours, *baselines = _shown(
@@ -277,7 +290,7 @@ class Table:
             for name, extractor in entry.protocol["extractors"].items():
                 weights = str(extractor["weights_sha256"])[:8]
                 about = (name, weights, extractor["resize"], extractor.get("profile", ""))
-                lines.append((entry.row, entry.sampling, *about, reference, *cells))
+                lines.append((entry.title, entry.sampling, *about, reference, *cells))
         heads = ["row", "sampling", "extractor", "weights", "resize", "profile", "reference"]
         return _grid([*heads, *columns.values()], lines, num_text=8)
 

@@ -14,6 +14,8 @@ class SampleConfig(SolverConfig):
     """Solver, and how many images.
 
     Attributes:
+        data: Key of `datasets.yml`: whose classes are sampled, and whose images the samples are
+            held against; None: the row's.
         seed: Seed of the noise, in [0, 2^32).
         num_images: Images of one set. Image i has class i mod K, so classes are as even as can be.
         repeats: Sets, one after the other, each with noise of its own; the evaluation measures
@@ -22,6 +24,7 @@ class SampleConfig(SolverConfig):
         shard_size: Images a shard.
     """
 
+    data: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     num_images: Count
     repeats: Count

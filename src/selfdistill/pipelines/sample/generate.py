@@ -13,6 +13,8 @@ from selfdistill.draws import Draws
 from selfdistill.files import fingerprint
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.method import Method
+from selfdistill.networks.config import NetworkConfig
+from selfdistill.networks.prompts import text_digest
 from selfdistill.networks.vae import pixels_of
 from selfdistill.networks.vae_config import Decoder
 from selfdistill.pipelines.sample.config import SampleConfig
@@ -39,11 +41,15 @@ def generate_samples(
     """
     decoding = {} if decoder is None else {"decoder": decoder.model_dump(mode="json")}
     settings = config.model_dump(mode="json")
+    network = NetworkConfig.model_validate(checkpoint.about["network"]).root
+    text = getattr(network, "text", None)  # of a network that reads prompts
+    reading = {} if text is None else {"text": text_digest(text)}
     output = Output(
         settings={
             **config.model_dump(mode="json", exclude={"batch_size"}),
             "classes": fingerprint(images.class_names),
             **decoding,
+            **reading,
         },
         side=images.shape[0],
         num_images=config.total_images,
@@ -54,6 +60,7 @@ def generate_samples(
             "sample": settings,
             "nfe": config.num_evaluations,
             **decoding,
+            **reading,
         },
     )
     spec = {"sample": settings, "class_names": images.class_names, **decoding}

@@ -46,4 +46,4 @@ def labelled_grid(samples: Shards) -> Image.Image:
 
 
 def _name(class_names: list[str], label: int) -> str:
-    return class_names[label] if label < len(class_names) else f"class {label}"
+    return class_names[label].split("\n")[0] if label < len(class_names) else f"class {label}"

@@ -31,6 +31,7 @@ from selfdistill.methods.start import digest_of
 from selfdistill.networks.config import NetworkConfig
 from selfdistill.networks.dinov3 import Teacher
 from selfdistill.networks.dsd_vit_config import DSDViTConfig
+from selfdistill.networks.prompts import text_digest
 from selfdistill.networks.teacher_config import TeacherConfig
 from selfdistill.pipelines.train.config import MACHINE, NEUTRAL, TrainConfig
 from selfdistill.pipelines.train.curves import CURVES
@@ -92,6 +93,8 @@ def train_row(
     inputs |= {} if features is None else {"features": features.fingerprint}
     inputs |= {} if teacher is None else {"teacher": _identity(teacher, images)}
     inputs |= {} if start is None else {"start": digest_of(start)}
+    text = getattr(network.root, "text", None)  # of a network that reads prompts
+    inputs |= {} if text is None else {"text": text_digest(text)}
     inputs |= {name: sha256_once(file) for name, file in sorted(weights.items())}
     modules = [__name__, *code_of(network.root.name, method.root.name)]
     code = {"source": Code(modules).fingerprint(), "torch": torch.__version__}
