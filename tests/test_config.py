@@ -230,7 +230,7 @@ def test_missing_settings_are_named(base):
         ("dsd_b.samplings.plain.solver", "ddim", "samplings.plain.solver 'ddim' is not of network"),
         ("dsd_b.samplings.plain.guided_channels", 3, "DSD's latents are guided whole"),
         ("dsd_b.samplings.plain.times", [9], "num_steps is 249"),
-        ("dit_xl_256.samplings.n10.timestep_shift", 0.3, "timestep_shift and last_step mean nothi"),
+        ("dit_xl_256.samplings.n10.timestep_shift", 0.3, "timestep_shift means nothing for net"),
         ("ssd_dit_xl_256_n10.method.grid.num_steps", 20, "samplings.n10.num_steps is 10, but the"),
         ("pd_dit_xl_256_n10.samplings.n10.halvings", 0, "halvings is 0, but the network is tuned"),
         (
@@ -289,3 +289,77 @@ def test_the_few_steps_of_dsd_are_of_its_own_network(project):
     for env in ("base", "tiny"):
         rows = ProjectConfig.from_parameters(parameters(project, env)).rows
         assert rows["few_steps_dsd_b"].network == rows["dsd_b"].network
+
+
+class TestNoiseLevels:
+    """Rows of EDM's networks: their own solver, levels and methods, and nobody else's."""
+
+    SID = {
+        "name": "sid", "alpha": 1.0, "start_level": 2.5, "largest_share": 0.8, "log_mean": -1.2,
+        "log_deviation": 1.2, "generator_weight": 100, "fake_weight": 1, "half_life_nimg": 500_000,
+        "ramp_up": 0.05, "normalize_weights": False, "adversary": None,
+    }  # fmt: skip
+    EDM = {
+        "name": "ddpmpp", "latent_size": 32, "latent_channels": 3, "width": 128,
+        "multipliers": [2, 2, 2], "num_blocks": 4, "attention_sides": [16], "num_classes": 10,
+        "conditional": True, "dropout": 0.13, "augment_dim": 9,
+    }  # fmt: skip
+    DIFFUSION = {
+        "name": "diffusion", "class_dropout": 0.0, "ema_decay": 0.999,
+        "levels": {"mean": -1.2, "deviation": 1.2},
+    }  # fmt: skip
+
+    @pytest.fixture
+    def row(self, project):
+        values = parameters(project, "base")
+        sampling = {
+            "solver": "edm", "num_steps": 1, "levels": [2.5], "guidance": 1, "seed": 0,
+            "guidance_interval": [0, 1], "num_images": 50_000, "repeats": 10, "batch_size": 64,
+            "shard_size": 512,
+        }  # fmt: skip
+        values["one_step"] = {
+            "study": "s", "data": "cifar10_32", "start": {"weights": "edm"}, "network": self.EDM,
+            "method": self.SID, "train": values["dit_s_256"]["train"],
+            "samplings": {"one": sampling},
+        }  # fmt: skip
+        return values
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({}, None),
+            ({"method": {"normalize_weights": True}}, "normalize_weights is of EDM2's networks"),
+            ({"samplings": {"one": {"levels": [3.0]}}}, r"one\.levels must be \[2\.5\], method"),
+            ({"samplings": {"one": {"solver": "heun"}}}, "'heun' is not of network ddpmpp: take"),
+            ({"samplings": {"one": {"times": [3]}}}, "times means nothing for network ddpmpp"),
+            ({"method": DIFFUSION}, None),
+            ({"method": {**DIFFUSION, "levels": None}}, r"method\.levels has to say noise levels"),
+        ],
+    )
+    def test_a_row_is_of_one_process(self, row, changes, message):
+        for key, value in changes.items():
+            if key == "samplings":
+                row["one_step"][key]["one"] = {**row["one_step"][key]["one"], **value["one"]}
+            else:
+                whole = value if "name" in value else {**row["one_step"][key], **value}
+                row["one_step"][key] = whole
+        if message is None:
+            ProjectConfig.from_parameters(row)
+            return
+        with pytest.raises(ValueError, match=message):
+            ProjectConfig.from_parameters(row)
+
+    def test_what_is_of_noise_levels_is_refused_elsewhere(self, project):
+        for path, value, message in (
+            ("samplings.n10.levels", [1.0] * 10, "levels means nothing for network dit"),
+            ("method.levels", {"mean": 0, "deviation": 1}, "method.levels means nothing where"),
+            ("method", self.SID, "method sid distils EDM's networks, not a dit"),
+        ):
+            values = parameters(project, "base")
+            *way, last = path.split(".")
+            place = values["dit_s_256"]
+            for key in way:
+                place = place[key]
+            place[last] = value
+            with pytest.raises(ValueError, match=message):
+                ProjectConfig.from_parameters(values)

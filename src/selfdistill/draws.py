@@ -87,6 +87,18 @@ class Draws:
         """Return integers in [0, bound), int64, evenly drawn, (N, *shape); bound is below 2^23."""
         return (self.uniform(name, *shape).double() * bound).long()
 
+    def seed_layers(self, name: str) -> None:
+        """Seed torch's own generator, which dropout draws from, for a pass over these samples.
+
+        What a layer draws then depends on the batch that a sample lies in, but on nothing that was
+        drawn before: a training that goes on draws what it would have drawn.
+
+        Args:
+            name: Of the pass.
+        """
+        first = int(self.index[0]) if len(self.index) else 0
+        torch.manual_seed(zlib.crc32(f"{self.seed} {name} {first}".encode()))
+
     def _words(self, name: str, size: int) -> Tensor:
         """Return at least `size` random words for each sample, (N, 4 * ceil(size / 4))."""
         key = (self.seed & _MASK, zlib.crc32(name.encode()))

@@ -1,6 +1,6 @@
 """A row: what it is trained as, from what, and how it is sampled; checked by itself."""
 
-from typing import Literal, Self, get_args
+from typing import Literal, NamedTuple, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -9,18 +9,44 @@ from selfdistill.diffusion.config import (
     ChainSolverName,
     FlowSolverName,
     GridConfig,
+    LevelSolverName,
     SolverConfig,
 )
 from selfdistill.methods.config import MethodConfig
+from selfdistill.methods.diffusion_config import DiffusionConfig
 from selfdistill.methods.progressive_config import ProgressiveConfig
+from selfdistill.methods.sid_config import SiDConfig
 from selfdistill.methods.ssd_config import SSDConfig
 from selfdistill.metrics.config import METRICS, PublishedMetric
 from selfdistill.networks.config import NetworkConfig
 from selfdistill.networks.dit_config import DiTConfig
 from selfdistill.networks.dsd_vit_config import DSDViTConfig
+from selfdistill.networks.edm_config import DenoiserConfig, EDM2Config
 from selfdistill.networks.text_unet_config import TextUNetConfig
 from selfdistill.pipelines.sample.config import ReconstructionConfig, SampleConfig
 from selfdistill.pipelines.train.config import TrainConfig
+
+_TIMES = frozenset({"timestep_shift", "last_step", "times", "levels"})
+
+
+class _Process(NamedTuple):
+    """What samplings of a kind of network are by.
+
+    Attributes:
+        solvers: Its solvers.
+        keys: Which of the keys that say where a grid's times lie.
+    """
+
+    solvers: tuple[str, ...]
+    keys: frozenset[str]
+
+
+def _process_of(network: Config) -> _Process:
+    if isinstance(network, DiTConfig | TextUNetConfig):
+        return _Process(get_args(ChainSolverName), frozenset({"times"}))
+    if isinstance(network, DenoiserConfig):
+        return _Process(get_args(LevelSolverName), frozenset({"levels"}))
+    return _Process(get_args(FlowSolverName), frozenset({"timestep_shift", "last_step"}))
 
 
 class StartConfig(Config):
@@ -198,25 +224,47 @@ class RowConfig(Config):
             grids["method.grid"] = method.grid
         if of_chain and getattr(method, "time_distribution", "uniform") != "uniform":
             raise ValueError("method.time_distribution: discrete times are drawn evenly")
+        process = _process_of(network)
         for key, grid in grids.items():
-            of_flow = grid.timestep_shift != 1 or grid.last_step is not None
-            if grid.levels is not None:
-                raise ValueError(f"{key}: levels mean nothing for network {network.name}")
-            if of_flow if of_chain else grid.times is not None:
-                idle = "timestep_shift and last_step" if of_chain else "times"
-                raise ValueError(f"{key}: {idle} mean nothing for network {network.name}")
+            unused = GridConfig(num_steps=grid.num_steps)
+            for name in _TIMES - process.keys:
+                if getattr(grid, name) != getattr(unused, name):
+                    raise ValueError(f"{key}: {name} means nothing for network {network.name}")
             if not isinstance(grid, SolverConfig):
                 continue
-            if (grid.solver in get_args(ChainSolverName)) != of_chain:
-                kind = ChainSolverName if of_chain else FlowSolverName
+            if grid.solver not in process.solvers:
                 raise ValueError(
                     f"{key}.solver {grid.solver!r} is not of network {network.name}: take one of "
-                    f"{', '.join(get_args(kind))}"
+                    f"{', '.join(process.solvers)}"
                 )
             if grid.guided_channels is not None and of_tokens:
                 raise ValueError(f"{key}.guided_channels: DSD's latents are guided whole")
         if isinstance(method, SSDConfig | ProgressiveConfig):
             self._check_grid(method)
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        """Refuse what only networks of noise levels know, and what they do not."""
+        network, method = self.network.root, self.method.root
+        of_levels = isinstance(network, DenoiserConfig)
+        if isinstance(method, SiDConfig):
+            if not of_levels:
+                raise ValueError(f"method sid distils EDM's networks, not a {network.name}")
+            if method.normalize_weights and not isinstance(network, EDM2Config):
+                raise ValueError("method.normalize_weights is of EDM2's networks: set it false")
+            for name, sampling in self.samplings.items():
+                if sampling.levels != (method.start_level,):
+                    raise ValueError(
+                        f"samplings.{name}.levels must be [{method.start_level}], method."
+                        "start_level: the generator denoises at no other"
+                    )
+        if isinstance(method, DiffusionConfig) and (method.levels is not None) != of_levels:
+            raise ValueError(
+                f"method.levels {'has to say' if of_levels else 'means nothing where there are no'}"
+                f" noise levels: network {network.name}"
+            )
+        if of_levels and getattr(getattr(method, "target", None), "site", "output") != "output":
+            raise ValueError("method.target.site: of EDM's networks the output alone is mixed")
 
     def _check_grid(self, method: SSDConfig | ProgressiveConfig) -> None:
         """Refuse to sample at times that the method has not tuned."""

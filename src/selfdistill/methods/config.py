@@ -11,6 +11,7 @@ from pydantic import Field, RootModel
 from selfdistill.methods.diffusion_config import DiffusionConfig
 from selfdistill.methods.dsd_config import DSDConfig
 from selfdistill.methods.progressive_config import ProgressiveConfig
+from selfdistill.methods.sid_config import SiDConfig
 from selfdistill.methods.ssd_config import SSDConfig
 
 # Titles of the papers, by the name of their tables.
@@ -20,7 +21,8 @@ PAPERS = {
 }
 
 AnyMethod = Annotated[
-    DSDConfig | DiffusionConfig | ProgressiveConfig | SSDConfig, Field(discriminator="name")
+    DSDConfig | DiffusionConfig | ProgressiveConfig | SSDConfig | SiDConfig,
+    Field(discriminator="name"),
 ]
 
 

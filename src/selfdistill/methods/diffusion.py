@@ -2,6 +2,7 @@
 
     noise:     || eps_theta(x_t, t, y) - eps ||^2, t uniform    (DiT, arXiv:2212.09748v2, Eq. 1)
     velocity:  || v_theta(x_t, t, y) - (x0 - eps) ||^2          (SiT, arXiv:2401.08740)
+    clean data: w(sigma) || D_theta(x, sigma, y) - x0 ||^2      (EDM, arXiv:2206.00364, Eq. 108)
 
 A DiT that has channels for its variance trains them by the variational bound, from a mean through
 which no gradient goes.
@@ -49,9 +50,11 @@ class Diffusion(LatentMethod):
         t = self._draw_time(batch.draws)
         labels = self.drop_labels(batch, self.config.class_dropout)
         x_t = self.process.noised(x0, eps, t)
+        self.seed_layers(batch.draws, "network")
         output: Tensor = self.network(self.see(x_t), t, labels)
         prediction, target = self.only_prediction(output), self.process.target(x0, eps)
-        losses = {"error": squared_error(prediction, target)}
+        weight = self.process.loss_weight(t)
+        losses = {"error": weight * squared_error(prediction, target)}
         if self.config.cosine:
             channels = 1 if self.trunk is None else -1
             cosine = one_minus_cosine(prediction, target, channels)
@@ -64,6 +67,9 @@ class Diffusion(LatentMethod):
     def _draw_time(self, draws: Draws) -> Tensor:
         if self.config.time_distribution == "logit_normal":
             return draws.normal("t", 1).sigmoid().squeeze(1)
+        if self.config.levels is not None:
+            law = self.config.levels
+            return (law.mean + law.deviation * draws.normal("t", 1).squeeze(1)).exp()
         return self.process.draw_time(draws)
 
     def after_step(self, nimg: int, batch_size: int) -> None:

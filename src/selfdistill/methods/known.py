@@ -7,11 +7,15 @@ METHODS = {
     "diffusion": ("selfdistill.methods.diffusion", "Diffusion"),
     "dsd": ("selfdistill.methods.dsd", "DSD"),
     "progressive": ("selfdistill.methods.progressive", "Progressive"),
+    "sid": ("selfdistill.methods.sid", "SiD"),
     "ssd": ("selfdistill.methods.ssd", "SSD"),
 }
 NETWORKS = {
+    "adm": ("selfdistill.networks.edm", "EDM"),
+    "ddpmpp": ("selfdistill.networks.edm", "EDM"),
     "dit": ("selfdistill.networks.dit", "DiT"),
     "dsd_vit": ("selfdistill.networks.dsd_vit", "DSDViT"),
+    "edm2": ("selfdistill.networks.edm2", "EDM2"),
     "sit": ("selfdistill.networks.sit", "SiT"),
     "text_unet": ("selfdistill.networks.text_unet", "TextUNet"),
 }

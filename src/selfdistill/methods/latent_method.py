@@ -100,6 +100,11 @@ class LatentMethod(Method):
             labels = self._prompts.draw(labels, batch.draws)
         return drop_labels(labels, batch.draws, probability, self.network.null_class)
 
+    def seed_layers(self, draws: Draws, name: str) -> None:
+        """Let what layers drop in a pass be drawn for its images, if they drop anything."""
+        if getattr(self.network.config, "dropout", 0):
+            draws.seed_layers(name)
+
     def released(self) -> nn.Module:
         """Return the network that samples; of a head, the whole ViT with it."""
         return self._whole(self.network)

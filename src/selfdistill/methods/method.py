@@ -27,6 +27,22 @@ class Method(nn.Module, ABC):
         per sample, already weighted; the loop sums, averages and logs them.
         """
 
+    def rests(self, name: str) -> bool:
+        """Return whether a turn is left out for now, and its network stays as it is.
+
+        Args:
+            name: Of the turn.
+        """
+        return False
+
+    def clean_gradients(self, name: str, gradients: list[Tensor]) -> None:
+        """Mend the gradients of a turn in place, before its update.
+
+        Args:
+            name: Of the turn.
+            gradients: What this rank holds of them.
+        """
+
     @abstractmethod
     def after_step(self, nimg: int, batch_size: int) -> None:
         """Update whatever is not trained by gradient, e.g. averaged copies of the weights.

@@ -10,10 +10,12 @@ from pydantic import Field, RootModel
 
 from selfdistill.networks.dit_config import DiTConfig, SiTConfig
 from selfdistill.networks.dsd_vit_config import DSDViTConfig
+from selfdistill.networks.edm_config import ADMConfig, DDPMppConfig, EDM2Config
 from selfdistill.networks.text_unet_config import TextUNetConfig
 
 AnyNetwork = Annotated[
-    DSDViTConfig | DiTConfig | SiTConfig | TextUNetConfig, Field(discriminator="name")
+    DSDViTConfig | DiTConfig | SiTConfig | TextUNetConfig | DDPMppConfig | ADMConfig | EDM2Config,
+    Field(discriminator="name"),
 ]
 
 

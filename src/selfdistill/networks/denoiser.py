@@ -86,6 +86,14 @@ class Denoiser(nn.Module, ABC):
         self.load_state_dict(weights)  # half precision becomes float32
 
     @abstractmethod
+    def layers(self) -> list[nn.Module]:
+        """Return the blocks: what is worth compiling, and recomputing for memory."""
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Return the weights of the blocks' linear layers, each (out, in); not the kernels."""
+        return [p for layer in self.layers() for p in layer.parameters() if p.ndim == 2]
+
+    @abstractmethod
     def embed(self, noise: Tensor, classes: Tensor, augment: Tensor | None) -> Tensor:
         """Return what modulates the blocks, (N, E).
 

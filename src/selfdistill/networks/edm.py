@@ -143,7 +143,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
-        self._style, self._dropout = style, dropout
+        self._style, self.dropout = style, dropout
         self.norm0 = _norm(in_channels, style)
         self.conv0 = Conv(in_channels, out_channels, 3, resampling)
         self.affine = nn.Linear(embedding, (1 + style.scales_and_shifts) * out_channels)
@@ -186,7 +186,7 @@ class Block(nn.Module):
             y = F.silu(torch.addcmul(shift, self.norm1(y), scale + 1))
         else:
             y = F.silu(self.norm1(y + modulation))
-        y = self.conv1(F.dropout(y, self._dropout, self.training))
+        y = self.conv1(F.dropout(y, self.dropout, self.training))
         x = (y + (x if self.skip is None else self.skip(x))) * self._style.skip_scale
         if self.attends:
             x = (self.proj(self._attend(self.qkv(self.norm2(x)))) + x) * self._style.skip_scale

@@ -103,7 +103,7 @@ class Block(nn.Module):
         attends: bool = False,
     ) -> None:
         super().__init__()
-        self._encodes, self._resampling, self._dropout = encodes, resampling, dropout
+        self._encodes, self._resampling, self.dropout = encodes, resampling, dropout
         self.emb_gain = nn.Parameter(torch.zeros(()))
         self.conv_res0 = Layer(out_channels if encodes else in_channels, out_channels, 3)
         self.emb_linear = Layer(embedding, out_channels)
@@ -133,7 +133,7 @@ class Block(nn.Module):
             x = normalize(x if self.conv_skip is None else self.conv_skip(x), (1,))
         y = self.conv_res0(mp_silu(x))
         modulation = self.emb_linear(embedding, self.emb_gain)[..., None, None] + 1
-        y = F.dropout(mp_silu(y * modulation.to(y.dtype)), self._dropout, self.training)
+        y = F.dropout(mp_silu(y * modulation.to(y.dtype)), self.dropout, self.training)
         y = self.conv_res1(y)
         if not self._encodes and self.conv_skip is not None:
             x = self.conv_skip(x)

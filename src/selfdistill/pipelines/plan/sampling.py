@@ -14,8 +14,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from selfdistill.diffusion.config import ChainSolverName, SolverConfig
-from selfdistill.diffusion.process import PROCESSES
+from selfdistill.diffusion.config import (
+    ChainSolverName,
+    FlowSolverName,
+    LevelSolverName,
+    SolverConfig,
+)
+from selfdistill.diffusion.process import PROCESSES, ProcessName
 from selfdistill.draws import Draws
 from selfdistill.methods.config import MethodConfig
 from selfdistill.networks.config import NetworkConfig
@@ -105,8 +110,13 @@ def num_guided(config: SolverConfig) -> int:
         times.append(t)
         return torch.cat((x, x), dim=1) if config.solver == "ddpm" else x
 
-    of_chain = config.solver in get_args(ChainSolverName)
-    process = PROCESSES["linear_chain" if of_chain else "linear_path"]
+    kinds: dict[ProcessName, Any] = {
+        "linear_chain": ChainSolverName,
+        "linear_path": FlowSolverName,
+        "noise_levels": LevelSolverName,
+    }
+    (kind,) = (name for name, solvers in kinds.items() if config.solver in get_args(solvers))
+    process = PROCESSES[kind]
     process.solve(predict, torch.zeros(1, 1), config, Draws(0, torch.arange(1)))
     return sum(config.guides_at(process.flow_time(t)) for t in times)
 

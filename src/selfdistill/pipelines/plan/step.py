@@ -77,6 +77,9 @@ class StepCost:
 class EmptyDraws(Draws):
     """Draws without numbers, whose making would cost more time here than the networks."""
 
+    def seed_layers(self, name: str) -> None:
+        """Do nothing: what is dropped has no values."""
+
     def _words(self, name: str, size: int) -> Tensor:
         return self.index.new_empty((len(self.index), -(-size // 4) * 4))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,14 +15,15 @@ from selfdistill.methods.method import Method
 def recompute_layers(method: Method) -> None:
     """Let the backward pass compute the activations inside each trained layer again.
 
-    Memory then grows with one layer's activations, not with all, for a third more computation. No
-    layer draws random numbers, so the gradient is the same to the bit. Layers that are compiled are
-    compiled before.
+    Memory then grows with one layer's activations, not with all, for a third more computation. What
+    a layer drops is drawn again as it was, so the gradient is the same to the bit. Layers that are
+    compiled are compiled before.
     """
     for name in method.turns():
         for layer in layers_of(getattr(method, name)):
+            drops: Any = getattr(layer, "dropout", 0)
             layer.forward = partial(
-                checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+                checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=drops > 0
             )
 
 

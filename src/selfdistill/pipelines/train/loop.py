@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -146,6 +147,10 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
         while state.nimg < config.total_nimg:
             lr = learning_rate(config, state.nimg)
             for name, turn in turns.items():
+                if method.rests(name):
+                    for _ in range(num_micro):  # its batches go by
+                        next(batches)
+                    continue
                 _train_only(updates, name)
                 set_learning_rate(updates[name].optimizers, lr)
                 loss_of = method.turns()[name]
@@ -153,7 +158,8 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
                     with world.synchronised(turn, last=micro == num_micro - 1):
                         losses = _backward(turn, loss_of, next(batches), share, config, world)
                     state.take_up(name, losses)
-                norm = updates[name].apply(config.clip_norm)
+                mend = partial(method.clean_gradients, name)
+                norm = updates[name].apply(config.clip_norm, mend)
                 state.means.add("grad_norm", norm if world.is_main else norm.new_empty(0))
             state.nimg += config.batch_size
             method.after_step(state.nimg, config.batch_size)

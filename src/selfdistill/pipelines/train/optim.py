@@ -1,7 +1,7 @@
 """Optimizers and the learning-rate schedule."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,11 +105,20 @@ class Updates:
         for part in self.parts:
             part.parameter.requires_grad_(required)
 
-    def apply(self, max_norm: float | None) -> torch.Tensor:
-        """Clip the gradients and update the parameters; see `apply_gradients`."""
+    def apply(
+        self, max_norm: float | None, mend: Callable[[list[torch.Tensor]], None] | None = None
+    ) -> torch.Tensor:
+        """Mend and clip the gradients and update the parameters; see `apply_gradients`.
+
+        Args:
+            max_norm: Largest norm; None: any.
+            mend: Changes gradients in place, first; None: nothing does.
+        """
         for part in self.parts:
             part.take_gradient()
         held = [part.held for part in self.parts]
+        if mend is not None:
+            mend([parameter.grad for parameter in held if parameter.grad is not None])
         return apply_gradients(held, self.optimizers, max_norm, self.world)
 
     def state(self) -> list[dict[str, Any]]:

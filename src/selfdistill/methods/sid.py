@@ -1,0 +1,211 @@
+"""SiD and SiDA: a one-step generator from a many-step teacher (arXiv:2404.04057, 2410.14919).
+
+    x_g = f_theta(sigma_init z, sigma_init)                           the generator, one evaluation
+
+In turn, the fake-score network psi learns to denoise what the generator makes, and the generator
+learns that teacher phi and psi agree on it. In SiDA, psi's encoder also tells real images from
+generated ones, with no parameter beside, and the generator learns to deceive it. All three begin as
+the teacher; an average of the generator samples.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfdistill.data.loader import Batch
+from selfdistill.diffusion.levels import level_at, loss_weight
+from selfdistill.methods.ema import half_life_decay, update_average
+from selfdistill.methods.latent_method import LatentMethod
+from selfdistill.methods.method import Losses, LossFn
+from selfdistill.methods.sid_config import SiDConfig
+from selfdistill.methods.sid_losses import (
+    Denoised,
+    deception,
+    denoising,
+    discrimination,
+    score_identity,
+    without_nan,
+)
+
+_LARGEST_GRADIENT = 1e5  # what an infinite one becomes
+
+
+class SiD(LatentMethod):
+    """Generator, its average, fake-score network, and the frozen teacher.
+
+    Args:
+        network: The teacher: a network that denoises at noise levels, EDM's or EDM2's.
+        config: The objective.
+        weights: None is needed; None in its place: a method that only samples.
+
+    Attributes:
+        network: The generator, theta.
+        average: Its average, which samples.
+        fake: psi; None: there is none.
+        frozen: phi; None: there is none.
+        nimg: Images seen, (), int64.
+    """
+
+    nimg: Tensor
+
+    def __init__(self, network: nn.Module, config: SiDConfig, weights: object = None) -> None:
+        super().__init__(network)
+        self.config = config
+        self.average: Any = copy.deepcopy(self.network).requires_grad_(False)
+        self.fake: Any = None
+        self.frozen: Any = None
+        if weights is not None:
+            self.fake = copy.deepcopy(self.network)
+            self.frozen = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.register_buffer("nimg", torch.zeros((), dtype=torch.int64), persistent=True)
+
+    @property
+    def transient(self) -> tuple[str, ...]:
+        """Teacher and fake-score network, and the count of images."""
+        return "fake", "frozen", "nimg"
+
+    def turns(self) -> dict[str, LossFn]:
+        """Return the fake-score network's loss, and then the generator's."""
+        return {"fake": self.fake_loss, "network": self.loss}
+
+    def rests(self, name: str) -> bool:
+        """Return whether the generator stays as it is: until the discriminator knows something."""
+        adversary = self.config.adversary
+        if name != "network" or adversary is None:
+            return False
+        return int(self.nimg) <= adversary.rests_nimg
+
+    def fake_loss(self, batch: Batch) -> Losses:
+        """Return the fake-score network's error on generated images, and its discrimination, (N,).
+
+        Real and generated images are of the same classes, and are seen with the same noise.
+
+        Args:
+            batch: Images or latents (N, *data_shape()), labels (N,).
+        """
+        self.fake.train()
+        self.network.eval()
+        self.seed_layers(batch.draws, "fake")
+        labels, draws = batch.labels, batch.draws
+        with torch.no_grad():
+            x = self._generate(draws.normal("fake_z", *self.noise_shape()), labels)
+        sigma = draws.normal("fake_level", 1).squeeze(1)
+        sigma = (self.config.log_mean + self.config.log_deviation * sigma).exp()
+        noise = _beside(sigma) * draws.normal("fake_eps", *self.noise_shape())
+        weight, u = loss_weight(sigma), self._log_variance(sigma)
+        clean, of_fake = self.fake.denoise_and_judge(x + noise, sigma, labels)
+        error = denoising(x, clean, weight, u)
+        losses = {"denoising": self.config.fake_weight * error.flatten(1).sum(dim=1)}
+        if self.config.adversary is not None:
+            of_real = self.fake.judge(self.clean(batch) + noise, sigma, labels)
+            shared = weight if u is None else weight / u.exp()
+            kept = without_nan(clean, of_fake, of_real)
+            term = discrimination(of_real[kept], of_fake[kept], shared)
+            losses["discrimination"] = self.config.adversary.fake_weight * term
+        return _kept(losses, without_nan(clean, of_fake))
+
+    def loss(self, batch: Batch) -> Losses:
+        """Return the generator's weighted terms, (N,): SiD's, and when its time has come, SiDA's.
+
+        Args:
+            batch: Labels (N,), and draws; its images are not looked at.
+        """
+        self.network.train()
+        self.fake.eval()
+        self.seed_layers(batch.draws, "network")
+        labels, draws = batch.labels, batch.draws
+        x = self._generate(draws.normal("z", *self.noise_shape()), labels)
+        sigma = level_at(self.config.largest_share * draws.uniform("level", 1).squeeze(1))
+        x_t = x + _beside(sigma) * draws.normal("eps", *self.noise_shape())
+        teacher = self.frozen(x_t, sigma, labels)
+        fake, logits = self.fake.denoise_and_judge(x_t, sigma, labels)
+        u = self._log_variance(sigma)
+        scale = 1.0 if u is None else 1 / u.detach().exp()
+        term = score_identity(x, Denoised(teacher, fake), self.config.alpha).flatten(1).sum(dim=1)
+        losses = {"score_identity": self.config.generator_weight * term * scale}
+        kept, adversary = without_nan(x, teacher, fake, logits), self.config.adversary
+        if adversary is not None and int(self.nimg) > adversary.joins_nimg:
+            deceived = deception(x[kept], teacher[kept], logits[kept])
+            whole = torch.zeros_like(term).masked_scatter(kept, deceived) * x[0].numel()
+            losses["deception"] = adversary.generator_weight * whole * scale
+            losses = {name: value / 2 for name, value in losses.items()}
+        return _kept(losses, kept)
+
+    def clean_gradients(self, name: str, gradients: list[Tensor]) -> None:
+        """Replace what is not finite, and clip the fake-score network's elements, in place."""
+        largest = _LARGEST_GRADIENT
+        for gradient in gradients:
+            torch.nan_to_num(gradient, nan=0.0, posinf=largest, neginf=-largest, out=gradient)
+            adversary = self.config.adversary
+            if name == "fake" and adversary is not None and adversary.largest_gradient is not None:
+                gradient.clamp_(-adversary.largest_gradient, adversary.largest_gradient)
+
+    def after_step(self, nimg: int, batch_size: int) -> None:
+        """Bring EDM2's weights back to their norm, and move the averaged generator."""
+        if self.config.normalize_weights:
+            for network in (self.fake, self.network):
+                network.normalize_weights()
+        before = nimg - batch_size
+        half_life = min(self.config.half_life_nimg, self.config.ramp_up * before)
+        update_average(self.average, self.network, half_life_decay(half_life, batch_size))
+        self.nimg.fill_(nimg)
+
+    @torch.no_grad()
+    def diagnose(self, batch: Batch) -> dict[str, Any]:
+        """Return what tells whether the training converges, which its losses do not.
+
+        The mean squared gap of teacher and fake-score network on generated images, the logits'
+        means and the discriminator's accuracy, at the generator's noise levels.
+        """
+        labels, draws = batch.labels, batch.draws
+        modes = [(part, part.training) for part in (self.network, self.fake)]
+        for part, _ in modes:
+            part.eval()
+        x = self._generate(draws.normal("z", *self.noise_shape()), labels)
+        sigma = level_at(self.config.largest_share * draws.uniform("level", 1).squeeze(1))
+        noise = _beside(sigma) * draws.normal("eps", *self.noise_shape())
+        teacher = self.frozen(x + noise, sigma, labels)
+        fake, logits = self.fake.denoise_and_judge(x + noise, sigma, labels)
+        found = {"score_gap": float((teacher - fake).square().mean())}
+        if self.config.adversary is not None:
+            of_real = self.fake.judge(self.clean(batch) + noise, sigma, labels)
+            right = torch.cat((of_real > 0, logits < 0)).float().mean()
+            found |= {
+                "logit_of_real": float(of_real.mean()),
+                "logit_of_fake": float(logits.mean()),
+                "discriminator_accuracy": float(right),
+            }
+        for part, training in modes:
+            part.train(training)
+        return found
+
+    def network_at(self, t: float) -> nn.Module:
+        """Return the averaged generator."""
+        return self.average
+
+    def released(self) -> nn.Module:
+        """Return the averaged generator."""
+        return self.average
+
+    def _generate(self, z: Tensor, labels: Tensor) -> Tensor:
+        level = torch.full((len(z),), self.config.start_level, device=z.device)
+        return self.network(self.config.start_level * z, level, labels)
+
+    def _log_variance(self, sigma: Tensor) -> Tensor | None:
+        """Return EDM2's u of the fake-score network; None: it has none."""
+        if getattr(self.fake.config, "logvar_channels", 0):
+            return self.fake.log_variance(sigma)
+        return None
+
+
+def _beside(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+def _kept(losses: Losses, kept: Tensor) -> Losses:
+    """Put zeros in the places of images that a NaN was found in; the divisor stays."""
+    return {
+        name: torch.where(kept, value, torch.zeros_like(value)) for name, value in losses.items()
+    }

@@ -1,0 +1,106 @@
+"""Terms of score identity distillation (SiD, arXiv:2404.04057) and of SiDA (arXiv:2410.14919).
+
+Where the papers and the code of their checkpoints differ, these are the code's. Every term is a sum
+over an image's pixels or stands beside such a sum, (N,); the loop takes the mean over images.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_NEAREST = 1e-5
+_LARGEST_LOGIT = 10.0  # beyond, the generator's logits have no gradient
+
+
+class Denoised(NamedTuple):
+    """What the two frozen networks make of a generated image with noise.
+
+    Attributes:
+        teacher: f_phi, (N, C, h, w).
+        fake: f_psi, (N, C, h, w).
+    """
+
+    teacher: Tensor
+    fake: Tensor
+
+
+def pixel_weight(x: Tensor, teacher: Tensor) -> Tensor:
+    """Return 1 / mean |x - f_phi|, (N,): by it far and near images weigh alike; no gradient.
+
+    Args:
+        x: Generated images, (N, C, h, w).
+        teacher: f_phi, (N, C, h, w).
+    """
+    distance = (x - teacher).detach().float().abs().flatten(1).mean(dim=1)
+    return 1 / distance.clamp(min=_NEAREST)
+
+
+def score_identity(x: Tensor, denoised: Denoised, alpha: float) -> Tensor:
+    """Return (f_phi - f_psi) ((f_phi - x) - alpha (f_phi - f_psi)) / mean |x - f_phi|, pixelwise.
+
+    SiD's Eq. 23, the estimate of a Fisher divergence by which the generator learns; gradients go
+    through both networks to the image. It may be negative, and tells nothing of convergence.
+
+    Args:
+        x: Generated images, (N, C, h, w).
+        denoised: Of the images with noise.
+        alpha: Weight of the biased part of the estimate.
+
+    Returns:
+        (N, C, h, w).
+    """
+    gap = denoised.teacher - denoised.fake
+    weight = pixel_weight(x, denoised.teacher).view(-1, 1, 1, 1)
+    return gap * ((denoised.teacher - x) - alpha * gap) * weight
+
+
+def deception(x: Tensor, teacher: Tensor, logits: Tensor) -> Tensor:
+    """Return the generator's adversarial term, (N,): how little the batch looks real (SiDA, Eq. 8).
+
+    The logits of all images and places are averaged before they are weighted image by image, in
+    the place of a pixel: SiDA's fakeness of a batch.
+
+    Args:
+        x: Generated images, (N, C, h, w).
+        teacher: f_phi of them with noise, (N, C, h, w).
+        logits: Of the fake-score network's encoder, of the same, (N, 1, h', w').
+    """
+    fakeness = F.softplus(-logits.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)).mean()
+    return fakeness * pixel_weight(x, teacher)
+
+
+def denoising(x: Tensor, fake: Tensor, weight: Tensor, log_variance: Tensor | None) -> Tensor:
+    """Return the fake-score network's weighted squared error, pixelwise, (N, C, h, w).
+
+    Args:
+        x: Generated images, without gradient, (N, C, h, w).
+        fake: f_psi of them with noise, (N, C, h, w).
+        weight: EDM's, (N,).
+        log_variance: u of EDM2: the error is divided by e^u, and u added; None: the network has
+            none.
+    """
+    error = weight.view(-1, 1, 1, 1) * (fake - x).square()
+    if log_variance is None:
+        return error
+    u = log_variance.view(-1, 1, 1, 1)
+    return error / u.exp() + u
+
+
+def discrimination(of_real: Tensor, of_fake: Tensor, weight: Tensor) -> Tensor:
+    """Return the discriminator's cross-entropy, weighted image by image, (N,) (SiDA, Eq. 9).
+
+    Args:
+        of_real: Logits of real images with noise, (N, 1, h', w').
+        of_fake: Of generated ones with the same noise.
+        weight: EDM's, (N,), over e^u if there is one.
+    """
+    entropy = (F.softplus(-of_real).mean() + F.softplus(of_fake).mean()) / 2
+    return entropy * weight
+
+
+def without_nan(*tensors: Tensor) -> Tensor:
+    """Return which images (N,) have no NaN in any of the tensors, (N, ...)."""
+    flags = [~tensor.detach().flatten(1).isnan().any(dim=1) for tensor in tensors]
+    return torch.stack(flags).all(dim=0)

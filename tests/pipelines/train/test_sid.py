@@ -1,0 +1,87 @@
+"""SiDA in the one loop: three networks and their turns, stopped and resumed to the same bytes."""
+
+import pytest
+from safetensors.torch import load_file
+
+from selfdistill.methods.config import MethodConfig
+from selfdistill.methods.sid import SiD
+from selfdistill.networks.config import NetworkConfig
+from selfdistill.pipelines.train.job import train_row
+
+SIDA = MethodConfig.model_validate(
+    {
+        "name": "sid", "alpha": 1.0, "start_level": 2.5, "largest_share": 0.8, "log_mean": -1.2,
+        "log_deviation": 1.2, "generator_weight": 100, "fake_weight": 1, "half_life_nimg": 50,
+        "ramp_up": 0.5, "normalize_weights": False,
+        "adversary": {
+            "generator_weight": 0.01, "fake_weight": 1, "rests_nimg": 16, "joins_nimg": 32,
+            "largest_gradient": 1.0,
+        },
+    }
+)  # fmt: skip
+NETWORK = NetworkConfig.model_validate(
+    {
+        "name": "ddpmpp", "latent_size": 16, "latent_channels": 3, "width": 16,
+        "multipliers": [1, 1], "num_blocks": 1, "attention_sides": [8], "num_classes": 5,
+        "conditional": True, "dropout": 0.2, "augment_dim": 0,
+    }
+)  # fmt: skip
+FILES = ("weights.safetensors", "checkpoint.json", "curves.jsonl")
+
+
+@pytest.fixture
+def run(images, train_config, one_rank):
+    def run(scratch, **changes):
+        config = train_config.model_copy(update=changes)
+        return train_row(images, None, NETWORK, SIDA, config, one_rank, scratch, {})
+
+    return run
+
+
+@pytest.mark.parametrize("stop_at", [24, 64])
+def test_several_networks_in_turns_resume_to_the_same_bytes(run, tmp_path, monkeypatch, stop_at):
+    """Stopped while the generator rests, or later; what is dropped is dropped again."""
+    whole, original = run(tmp_path / "whole"), SiD.after_step
+
+    class Killed(BaseException):
+        pass
+
+    def kill(self, nimg, batch_size):
+        if nimg == stop_at + 8:
+            raise Killed
+        return original(self, nimg, batch_size)
+
+    monkeypatch.setattr(SiD, "after_step", kill)
+    with pytest.raises(Killed):
+        run(tmp_path / "broken")
+    monkeypatch.setattr(SiD, "after_step", original)
+    resumed = run(tmp_path / "broken")
+    for name in FILES:
+        assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+    names = {name.partition(".")[0] for name in load_file(whole.path / FILES[0])}
+    assert names == {"network", "average"}
+
+
+def test_the_generator_rests_until_its_time(run, tmp_path, monkeypatch):
+    seen, original = {}, SiD.after_step
+
+    def look(self, nimg, batch_size):
+        original(self, nimg, batch_size)
+        weights = self.network.state_dict()
+        seen[nimg] = {name: value.clone() for name, value in weights.items()}
+
+    monkeypatch.setattr(SiD, "after_step", look)
+    run(tmp_path)
+
+    def moved(before, after):
+        return any(not seen[before][name].equal(seen[after][name]) for name in seen[before])
+
+    assert not moved(8, 24)  # a step that begins at 16 images or fewer leaves it
+    assert moved(24, 32)
+
+
+def test_recomputed_activations_change_no_bit(run, tmp_path):
+    """Dropped features are drawn again as they were."""
+    kept, again = run(tmp_path / "a"), run(tmp_path / "b", recompute_activations=True)
+    name = FILES[0]
+    assert (kept.path / name).read_bytes() == (again.path / name).read_bytes()
