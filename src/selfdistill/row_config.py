@@ -252,16 +252,28 @@ class RowConfig(Config):
                 raise ValueError(f"method sid distils EDM's networks, not a {network.name}")
             if method.normalize_weights and not isinstance(network, EDM2Config):
                 raise ValueError("method.normalize_weights is of EDM2's networks: set it false")
+            if self.sweep is not None:
+                raise ValueError("sweep: a one-step generator is not guided; leave it out")
             for name, sampling in self.samplings.items():
                 if sampling.levels != (method.start_level,):
                     raise ValueError(
                         f"samplings.{name}.levels must be [{method.start_level}], method."
                         "start_level: the generator denoises at no other"
                     )
-        if isinstance(method, DiffusionConfig) and (method.levels is not None) != of_levels:
+                if sampling.guidance != 1 or sampling.churn is not None:
+                    raise ValueError(
+                        f"samplings.{name}: a one-step generator is neither guided nor churned"
+                    )
+        if isinstance(method, DiffusionConfig):
+            if (method.levels is not None) != of_levels:
+                what = "has to say" if of_levels else "means nothing where there are no"
+                raise ValueError(f"method.levels {what} noise levels: network {network.name}")
+            if of_levels and method.time_distribution != "uniform":
+                raise ValueError("method.time_distribution: method.levels says it; leave it out")
+        if of_levels and getattr(self.train, "compile", False):
             raise ValueError(
-                f"method.levels {'has to say' if of_levels else 'means nothing where there are no'}"
-                f" noise levels: network {network.name}"
+                f"train.compile: blocks of network {network.name} differ too much for one graph "
+                "each; set it false"
             )
         if of_levels and getattr(getattr(method, "target", None), "site", "output") != "output":
             raise ValueError("method.target.site: of EDM's networks the output alone is mixed")

@@ -13,6 +13,7 @@ from selfdistill.data.loader import Batch
 from selfdistill.diffusion.config import SolverConfig
 from selfdistill.diffusion.levels import level_at, loss_weight
 from selfdistill.draws import Draws
+from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.config import MethodConfig
 from selfdistill.methods.ema import half_life_decay
 from selfdistill.methods.registry import build_method
@@ -44,7 +45,7 @@ SID = {
     "ramp_up": 0.05, "normalize_weights": False, "adversary": None,
 }  # fmt: skip
 EDM2 = {
-    "name": "edm2", "latent_size": 8, "latent_channels": 3, "width": 16, "multipliers": [1, 2],
+    "name": "edm2", "latent_size": 8, "latent_channels": 3, "width": 64, "multipliers": [1, 1],
     "num_blocks": 1, "attention_sides": [4], "num_classes": 5, "conditional": True,
     "dropout": 0.0, "logvar_channels": 8,
 }  # fmt: skip
@@ -76,10 +77,10 @@ class TestParity:
     """Terms and gradients of the public code, of networks with random weights."""
 
     @pytest.fixture(params=["edm_songunet", "edm_dhariwal"])
-    def recorded(self, request):
+    def recorded(self, request, tmp_path):
         if not of_edm.GOLDENS.is_dir():
             pytest.skip("no recorded outputs here")
-        teacher, of = of_edm.golden(request.param)
+        teacher, of = of_edm.golden(request.param, tmp_path)
         fake = copy.deepcopy(teacher)
         state = {key[10:]: value for key, value in of.items() if key.startswith("state_psi.")}
         fake.load_state_dict(state)
@@ -149,7 +150,7 @@ class TestMethod:
     @pytest.mark.parametrize("network", [DDPMPP, EDM2])
     def test_terms_are_those_of_the_formulas(self, network):
         method, batch = build(network, adversary=ADVERSARY), batch_of(4)
-        method.nimg.fill_(300)
+        method.before_step(300)
         losses, draws = method.loss(batch), batch.draws
         z, eps = draws.normal("z", 3, 8, 8), draws.normal("eps", 3, 8, 8)
         sigma = level_at(0.8 * draws.uniform("level", 1).squeeze(1))
@@ -182,7 +183,7 @@ class TestMethod:
         method, batch = build(adversary=ADVERSARY), batch_of(4)
         stages = []
         for nimg in (0, 100, 101, 200, 201):
-            method.nimg.fill_(nimg)
+            method.before_step(nimg)
             stages.append((method.rests("network"), len(method.loss(batch))))
             assert not method.rests("fake")
             assert "discrimination" in method.fake_loss(batch)  # from the first image on
@@ -193,7 +194,7 @@ class TestMethod:
 
     def test_gradients_reach_what_a_turn_trains_and_its_teacher_never(self):
         method, batch = build(adversary=ADVERSARY), batch_of(4)
-        method.nimg.fill_(300)
+        method.before_step(300)
         method.fake.requires_grad_(False)
         sum(method.loss(batch).values()).sum().backward()
         assert all(p.grad is not None for p in method.network.parameters())
@@ -205,14 +206,14 @@ class TestMethod:
         assert all(p.grad is not None for p in method.fake.parameters())
         assert all(p.grad is None for p in method.network.parameters())
 
-    def test_an_image_with_nan_counts_for_nothing(self):
+    def test_an_image_with_nan_counts_for_nothing_and_is_seen(self):
         method, batch = build(adversary=ADVERSARY), batch_of(4)
-        method.nimg.fill_(300)
-        whole = method.loss(batch)["score_identity"]
-        images = batch.images.clone()
-        images[2, 0, 0, 0] = torch.nan
-        found = method.fake_loss(dataclasses.replace(batch, images=images))
-        assert all(value.isfinite().all() for value in found.values())
+        method.before_step(300)
+        kept = [0, 2, 3]
+        whole = method.loss(batch)["score_identity"][kept]
+        (whole.sum() / 4).backward()
+        gradient = method.network.model.map_layer0.weight.grad.clone()
+        method.zero_grad()
         forward = method.frozen.forward
 
         def broken(x, *rest):
@@ -222,8 +223,48 @@ class TestMethod:
 
         method.frozen.forward = broken
         losses = method.loss(batch)
-        assert losses["score_identity"][1] == losses["deception"][1] == 0
-        torch.testing.assert_close(losses["score_identity"][[0, 2, 3]], whole[[0, 2, 3]])
+        assert losses["score_identity"].isnan().tolist() == [False, True, False, False]
+        assert losses["deception"].isnan().tolist() == [False, True, False, False]
+        torch.testing.assert_close(losses["score_identity"][kept], whole)
+        (losses["score_identity"].sum() / 4).backward()
+        found = method.network.model.map_layer0.weight.grad
+        torch.testing.assert_close(found, gradient)
+        images = batch.images.clone()
+        images[2, 0, 0, 0] = torch.nan
+        fake = method.fake_loss(dataclasses.replace(batch, images=images))
+        assert fake["discrimination"].isnan().tolist() == [False, False, True, False]
+
+    def test_dropout_is_that_of_the_turn(self):
+        """The one-step generator drops when it learns, the fake-score network when it does."""
+        method, batch, modes = build(adversary=ADVERSARY), batch_of(2), []
+        for name, part in (("network", method.network), ("fake", method.fake)):
+            part.register_forward_pre_hook(lambda m, _, n=name: modes.append((n, m.training)))
+        original = method.fake.denoise_and_judge
+
+        def asked(*args):
+            modes.append(("fake", method.fake.training))
+            return original(*args)
+
+        method.fake.denoise_and_judge = asked
+        method.fake_loss(batch)
+        assert modes == [("network", False), ("fake", True)]
+        modes.clear()
+        method.loss(batch)
+        assert modes == [("network", True), ("fake", False)]
+        assert not method.frozen.training
+
+    @pytest.mark.parametrize("network", [EDM2, {**DDPMPP, "augment_dim": 9}])
+    def test_all_that_a_turn_trains_has_a_gradient(self, network):
+        """Or ranks would wait for it."""
+        method, batch = build(network, adversary=ADVERSARY), batch_of(4)
+        for nimg in (150, 300):
+            method.before_step(nimg)
+            for name, loss_of in method.turns().items():
+                method.zero_grad()
+                sum(loss_of(batch).values()).sum().backward()
+                trained = [p for p in getattr(method, name).parameters() if p.requires_grad]
+                assert trained
+                assert all(p.grad is not None for p in trained)
 
     def test_gradients_are_mended(self):
         method = build(adversary=ADVERSARY)
@@ -241,7 +282,6 @@ class TestMethod:
             method.network.parameters(), method.average.parameters(), strict=True
         ):
             assert torch.equal(one, other)
-        assert method.nimg == 64
         assert half_life_decay(500_000, 256) == pytest.approx(0.999645, abs=1e-6)
         assert half_life_decay(2_000_000, 8192) == pytest.approx(0.997165, abs=1e-6)
         before = copy.deepcopy(method.average)
@@ -271,15 +311,19 @@ class TestMethod:
         found = method.sample(eps, labels, config, Draws(0, labels))
         torch.testing.assert_close(found, expected)
 
-    def test_a_finished_checkpoint_has_generator_and_average_alone(self):
+    def test_a_finished_checkpoint_has_generator_and_average_alone(self, tmp_path):
         method = build()
         kept = method.kept(method.state_dict())
         assert {name.partition(".")[0] for name in kept} == {"network", "average"}
-        sampler = build_method(
-            NetworkConfig.model_validate(DDPMPP), MethodConfig.model_validate(SID)
-        )
+        configs = {
+            "network_config": NetworkConfig.model_validate(DDPMPP),
+            "method_config": MethodConfig.model_validate(SID),
+        }
+        Checkpoint.write(tmp_path, method, **configs, about={"nimg": 64})
+        sampler = Checkpoint.open(tmp_path).load(torch.device("cpu"))
         assert sampler.fake is None
-        sampler.load_state_dict(kept, strict=False)
+        for name, value in method.average.state_dict().items():
+            assert torch.equal(sampler.released().state_dict()[name], value)
 
     def test_diagnostics_tell_gap_and_discrimination(self):
         method = build(adversary=ADVERSARY)
@@ -352,6 +396,7 @@ def distil(num_steps, data_mean, **changes):
     }
     root = torch.tensor(TEACHER[1])
     for step in range(num_steps):
+        method.before_step(step * size)
         draws = Draws(0, torch.arange(step * size, (step + 1) * size))
         images = torch.tensor(data_mean) + draws.normal("data", 2) @ root.T
         batch = Batch(

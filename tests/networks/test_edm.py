@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from selfdistill.networks.denoiser import double, halve, precondition, resample_filter
 from selfdistill.networks.edm import EDM, positions
@@ -43,7 +43,7 @@ def build(values):
     return network(config.model_validate(values))
 
 
-def golden(name):
+def golden(name, folder):
     """Return the network of a golden, and its tensors."""
     path = GOLDENS / f"{name}.safetensors"
     with safe_open(path, "pt") as file:
@@ -63,18 +63,22 @@ def golden(name):
         values |= {"name": "ddpmpp", "augment_dim": written["augment_dim"]}
     else:
         values |= {"name": "adm"} if name == "edm_dhariwal" else {"name": "edm2"}
-        values |= {"logvar_channels": 16} if name == "edm2" else {}
+        # Its 32 channels are less than a head: nothing attends, wherever it may.
+        edm2 = {"logvar_channels": 16, "attention_sides": []}
+        values |= edm2 if name == "edm2" else {}
     tensors = load_file(path)
     network = build(values)
     state = {key[6:]: value for key, value in tensors.items() if key.startswith("state.")}
-    network.load_state_dict(state)  # no key left over, none missing
+    file = folder / "network.safetensors"
+    save_file(state, file)
+    network.load_published(file)  # no key left over, none missing
     return network.eval(), tensors
 
 
 @needs_goldens
 @pytest.mark.parametrize("name", ["edm_songunet", "edm_dhariwal", "edm2"])
-def test_outputs_and_logits_are_those_of_the_public_network(name):
-    network, of = golden(name)
+def test_outputs_and_logits_are_those_of_the_public_network(name, tmp_path):
+    network, of = golden(name, tmp_path)
     given = of["x"], of["sigma"], of["labels_onehot"].argmax(dim=1), of.get("augment_labels")
     with torch.no_grad():
         clean, logits = network.denoise_and_judge(*given)
@@ -167,6 +171,8 @@ def test_a_size_that_cannot_be_halved_is_refused():
 def test_heads_that_do_not_divide_the_channels_are_refused():
     with pytest.raises(ValueError, match="width 96: levels that attend have heads of 64"):
         build({**IMAGENET_64, "width": 96, "multipliers": [1, 2, 3, 4]})
+    with pytest.raises(ValueError, match="width 40: levels that attend have heads of 64"):
+        build({**EDM2_512, "width": 40})
 
 
 def test_resampling_is_a_mean_and_a_repetition():
@@ -205,7 +211,7 @@ class TestMagnitudes:
         small = {**EDM2_512, "latent_size": 8, "width": 64, "multipliers": [1, 2], "num_blocks": 1}
         network = build({**small, "attention_sides": [4]}).eval()
         for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, mean=0.1, std=3.0 if parameter.ndim else 0.1)
+            torch.nn.init.normal_(parameter, mean=0.1, std=3.0 if parameter.ndim > 1 else 0.1)
         given = torch.randn(2, 4, 8, 8), torch.tensor([0.5, 2.0]), torch.tensor([1, 3])
         with torch.no_grad():
             before = network(*given)
@@ -215,6 +221,6 @@ class TestMagnitudes:
             assert weight.square().mean(dim=1).sqrt() == pytest.approx(1, abs=1e-3)
 
     def test_a_generator_has_no_log_variance(self):
-        small = {**EDM2_512, "latent_size": 8, "width": 16, "multipliers": [1], "num_blocks": 1}
+        small = {**EDM2_512, "latent_size": 8, "width": 64, "multipliers": [1], "num_blocks": 1}
         with pytest.raises(ValueError, match="no log-variance: give it logvar_channels"):
             build({**small, "logvar_channels": 0}).log_variance(torch.ones(1))

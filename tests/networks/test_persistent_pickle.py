@@ -1,5 +1,6 @@
 """NVIDIA's pickles: read bit for bit, and nothing in them is executed."""
 
+import io
 import json
 import pickle
 import sys
@@ -13,7 +14,7 @@ from torch import nn
 from selfdistill.networks.edm import EDM
 from selfdistill.networks.edm2 import EDM2
 from selfdistill.networks.edm_config import DDPMppConfig, EDM2Config
-from selfdistill.networks.persistent_pickle import read_pickle, read_published
+from selfdistill.networks.persistent_pickle import _Reader, read_pickle, read_published
 
 SOURCE = "raise SystemExit('this source must not be executed')"
 SMALL = {
@@ -86,7 +87,7 @@ def persistent(reconstruct, module):
 def networks():
     torch.manual_seed(0)
     yield EDM(DDPMppConfig(name="ddpmpp", augment_dim=9, **SMALL))
-    yield EDM2(EDM2Config(name="edm2", logvar_channels=8, **SMALL)).half()
+    yield EDM2(EDM2Config(name="edm2", logvar_channels=8, **{**SMALL, "width": 64})).half()
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -113,25 +114,26 @@ def test_a_network_is_read_bit_for_bit(packages, tmp_path, number):
     loaded.load_published(file)
     for name, value in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.float()), name
+    assert (tmp_path / "network.pkl.json").is_file()
 
 
 def test_it_is_converted_once_and_anew_when_it_is_another_one(packages, tmp_path):
     reconstruct, _ = packages
     network, file = nn.Linear(2, 3), tmp_path / "network.pkl"
     file.write_bytes(pickle.dumps({"ema": Persistent(reconstruct, network, bias=True)}))
-    first = read_published(file)
+    first = read_published(file).weights
     assert torch.equal(first["weight"], network.weight)
-    about = json.loads((tmp_path / "network.json").read_text())
+    about = json.loads((tmp_path / "network.pkl.json").read_text())
     assert about["class_name"] == "Linear"
     assert about["arguments"] == {"bias": True}
-    made = (tmp_path / "network.safetensors").stat().st_mtime_ns
+    made = (tmp_path / "network.pkl.safetensors").stat().st_mtime_ns
     read_published(file)
-    assert (tmp_path / "network.safetensors").stat().st_mtime_ns == made
+    assert (tmp_path / "network.pkl.safetensors").stat().st_mtime_ns == made
 
     other = nn.Linear(2, 3)
     file.unlink()
     file.write_bytes(pickle.dumps({"ema": Persistent(reconstruct, other), "more": 1}))
-    assert torch.equal(read_published(file)["weight"], other.weight)
+    assert torch.equal(read_published(file).weights["weight"], other.weight)
 
 
 class Malicious:
@@ -178,10 +180,75 @@ def test_other_files_are_named(packages, tmp_path):
     with pytest.raises(ValueError, match=r"network\.pkl is not a pickle of a network"):
         read_pickle(file)
     file.write_bytes(pickle.dumps({"G": 1}))
-    with pytest.raises(ValueError, match="holds no network under 'ema'"):
+    with pytest.raises(ValueError, match="it holds no network under 'ema'"):
         read_pickle(file)
     network = next(networks())
     file.unlink()
     file.write_bytes(pickle.dumps({"ema": Persistent(packages[0], nn.Linear(2, 3))}))
     with pytest.raises(ValueError, match=r"is not a ddpmpp of .* parameters; missing: model\."):
         network.load_published(file)
+
+
+def saved(tensor):
+    file = io.BytesIO()
+    torch.save(tensor.storage(), file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tensors_that_are_not_what_they_say_are_refused(tmp_path):
+    file = tmp_path / "network.pkl"
+    storage = saved(torch.zeros(4))
+    for offset, size, stride, message in (
+        (0, (10**6, 10**6), (0, 0), r"a tensor of \(1000000, 1000000\) in it is larger"),
+        (2, (4,), (1,), "a tensor of .* is larger"),
+        (-1, (2,), (1,), "a tensor in it has no storage, or no shape"),
+        (0, (2, 2), (1, 2), "a tensor of .* in it has strides"),
+    ):
+        file.write_bytes(_tensor_pickle(storage, offset, size, stride))
+        with pytest.raises(ValueError, match=message):
+            read_pickle(file)
+
+
+def _tensor_pickle(storage, offset, size, stride):
+    """Return a pickle of {"ema": <tensor>}, written by hand."""
+    return (
+        b"\x80\x04}" + b"X\x03\x00\x00\x00ema"
+        + b"ctorch._utils\n_rebuild_tensor_v2\n"
+        + b"(ctorch.storage\n_load_from_bytes\n"
+        + pickle.dumps((storage,), 3)[2:-1] + b"R"
+        + pickle.dumps(offset, 2)[2:-1] + pickle.dumps(size, 2)[2:-1]
+        + pickle.dumps(stride, 2)[2:-1] + b"\x89}tRs."
+    )  # fmt: skip
+
+
+class Level:
+    """A persistent module that holds one child under two names."""
+
+    def __init__(self, reconstruct, child):
+        self.reconstruct, self.child = reconstruct, child
+
+    def __reduce__(self):
+        state = {"_parameters": {}, "_modules": {"a": self.child, "b": self.child}}
+        about = {"type": "class", "class_name": "Level", "module_src": "", "state": state}
+        return self.reconstruct, (about,)
+
+
+def test_modules_that_stand_in_it_twice_or_too_deep_are_refused(packages, tmp_path):
+    reconstruct, file = packages[0], tmp_path / "network.pkl"
+    shared = Persistent(reconstruct, nn.Linear(1, 1))
+    for _ in range(40):
+        shared = Level(reconstruct, shared)
+    file.write_bytes(pickle.dumps({"ema": shared}))
+    with pytest.raises(ValueError, match="stands in it twice, or too deep"):
+        read_pickle(file)
+
+
+def test_arrays_of_numpy_are_not_built(packages, tmp_path):
+    """Their types take flags from a file, by which raw bytes would pass for objects."""
+    reconstruct, file = packages[0], tmp_path / "network.pkl"
+    content = {"ema": Persistent(reconstruct, nn.Linear(1, 1)), "x": np.array([1, "a"], object)}
+    file.write_bytes(pickle.dumps(content))
+    assert set(read_pickle(file).weights) == {"weight", "bias"}
+    with file.open("rb") as stream:
+        assert not isinstance(_Reader(stream).load()["x"], np.ndarray)

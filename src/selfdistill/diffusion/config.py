@@ -73,6 +73,12 @@ class ChurnConfig(Config):
     end: Annotated[float, Field(gt=0)]
     noise: Annotated[float, Field(gt=0)]
 
+    @model_validator(mode="after")
+    def _interval_increases(self) -> Self:
+        if self.start > self.end:
+            raise ValueError(f"churn from {self.start} to {self.end} runs backwards")
+        return self
+
 
 class SolverConfig(GridConfig):
     """Time grid, solver and guidance of one sampling.

@@ -39,6 +39,9 @@ class LatentMethod(Method):
         self.network = asked
         self.trunk: Any = None if head is None else network.requires_grad_(False)
         self.process: Process = PROCESSES[asked.process]
+        unused: Any = getattr(asked, "logvar_linear", None)  # EDM2's; SiD alone trains it
+        if unused is not None:
+            unused.requires_grad_(False)
 
     def name_classes(self, names: Sequence[str] | None) -> None:
         """Give the names to a network that reads prompts, which its copies share."""
@@ -178,7 +181,7 @@ class Tuned(LatentMethod):
         super().__init__(network)
         self.frozen: Any = None
         if keep_frozen:
-            self.frozen = copy.deepcopy(self.network).requires_grad_(False)
+            self.frozen = copy.deepcopy(self.network).requires_grad_(False).eval()
 
     @property
     def transient(self) -> tuple[str, ...]:

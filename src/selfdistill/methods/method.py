@@ -27,6 +27,13 @@ class Method(nn.Module, ABC):
         per sample, already weighted; the loop sums, averages and logs them.
         """
 
+    def before_step(self, nimg: int) -> None:
+        """Take note of how far the training is, before each step of it.
+
+        Args:
+            nimg: Images seen so far.
+        """
+
     def rests(self, name: str) -> bool:
         """Return whether a turn is left out for now, and its network stays as it is.
 

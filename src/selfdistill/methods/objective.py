@@ -22,6 +22,11 @@ class Objective(Config):
         return False
 
     @property
+    def depends_on_micro_batches(self) -> bool:
+        """Whether an image's loss depends on those that a rank holds with it."""
+        return False
+
+    @property
     def trains_sampling(self) -> bool:
         """Whether the loss trains all that sampling needs."""
         return True

@@ -38,6 +38,7 @@ class Progressive(Tuned):
             batch: Images or latents (N, *data_shape()), labels (N,).
         """
         number = batch.draws.integers("step", self.config.grid.num_times // 2, 1).squeeze(1)
+        self.seed_layers(batch.draws, "network")
         times = as_times(self._times, number.device)
         s, middle, t = (times[2 * number + k] for k in range(3))
         labels = self.drop_labels(batch, self.config.class_dropout)

@@ -26,7 +26,7 @@ from selfdistill.methods.sid_losses import (
     denoising,
     discrimination,
     score_identity,
-    without_nan,
+    whole_images,
 )
 
 _LARGEST_GRADIENT = 1e5  # what an infinite one becomes
@@ -38,17 +38,16 @@ class SiD(LatentMethod):
     Args:
         network: The teacher: a network that denoises at noise levels, EDM's or EDM2's.
         config: The objective.
-        weights: None is needed; None in its place: a method that only samples.
+        weights: Of frozen networks, of which there are none to read; None: a method that only
+            samples, without fake-score network and teacher.
 
     Attributes:
         network: The generator, theta.
         average: Its average, which samples.
         fake: psi; None: there is none.
         frozen: phi; None: there is none.
-        nimg: Images seen, (), int64.
+        nimg: Images seen before this step.
     """
-
-    nimg: Tensor
 
     def __init__(self, network: nn.Module, config: SiDConfig, weights: object = None) -> None:
         super().__init__(network)
@@ -59,12 +58,18 @@ class SiD(LatentMethod):
         if weights is not None:
             self.fake = copy.deepcopy(self.network)
             self.frozen = copy.deepcopy(self.network).requires_grad_(False).eval()
-        self.register_buffer("nimg", torch.zeros((), dtype=torch.int64), persistent=True)
+            if getattr(self.fake, "logvar_linear", None) is not None:
+                self.fake.logvar_linear.requires_grad_(True)
+        self.nimg = 0
 
     @property
     def transient(self) -> tuple[str, ...]:
-        """Teacher and fake-score network, and the count of images."""
-        return "fake", "frozen", "nimg"
+        """Teacher and fake-score network."""
+        return "fake", "frozen"
+
+    def before_step(self, nimg: int) -> None:
+        """Remember the number of images: stages begin by it."""
+        self.nimg = nimg
 
     def turns(self) -> dict[str, LossFn]:
         """Return the fake-score network's loss, and then the generator's."""
@@ -75,7 +80,7 @@ class SiD(LatentMethod):
         adversary = self.config.adversary
         if name != "network" or adversary is None:
             return False
-        return int(self.nimg) <= adversary.rests_nimg
+        return self.nimg <= adversary.rests_nimg
 
     def fake_loss(self, batch: Batch) -> Losses:
         """Return the fake-score network's error on generated images, and its discrimination, (N,).
@@ -96,15 +101,17 @@ class SiD(LatentMethod):
         noise = _beside(sigma) * draws.normal("fake_eps", *self.noise_shape())
         weight, u = loss_weight(sigma), self._log_variance(sigma)
         clean, of_fake = self.fake.denoise_and_judge(x + noise, sigma, labels)
-        error = denoising(x, clean, weight, u)
-        losses = {"denoising": self.config.fake_weight * error.flatten(1).sum(dim=1)}
-        if self.config.adversary is not None:
-            of_real = self.fake.judge(self.clean(batch) + noise, sigma, labels)
+        seen, adversary = [x, clean, of_fake], self.config.adversary
+        if adversary is not None:
+            seen.append(self.fake.judge(self.clean(batch) + noise, sigma, labels))
+        kept, (x, clean, of_fake, *of_real) = whole_images(*seen)
+        error = denoising(x, clean, weight, u).flatten(1).sum(dim=1)
+        losses = {"denoising": self.config.fake_weight * error}
+        if adversary is not None:
             shared = weight if u is None else weight / u.exp()
-            kept = without_nan(clean, of_fake, of_real)
-            term = discrimination(of_real[kept], of_fake[kept], shared)
-            losses["discrimination"] = self.config.adversary.fake_weight * term
-        return _kept(losses, without_nan(clean, of_fake))
+            term = discrimination(of_real[0], of_fake, shared, kept)
+            losses["discrimination"] = adversary.fake_weight * term
+        return _kept(losses, kept)
 
     def loss(self, batch: Batch) -> Losses:
         """Return the generator's weighted terms, (N,): SiD's, and when its time has come, SiDA's.
@@ -121,15 +128,14 @@ class SiD(LatentMethod):
         x_t = x + _beside(sigma) * draws.normal("eps", *self.noise_shape())
         teacher = self.frozen(x_t, sigma, labels)
         fake, logits = self.fake.denoise_and_judge(x_t, sigma, labels)
-        u = self._log_variance(sigma)
+        kept, (x, teacher, fake, logits) = whole_images(x, teacher, fake, logits)
+        u, adversary = self._log_variance(sigma), self.config.adversary
         scale = 1.0 if u is None else 1 / u.detach().exp()
         term = score_identity(x, Denoised(teacher, fake), self.config.alpha).flatten(1).sum(dim=1)
         losses = {"score_identity": self.config.generator_weight * term * scale}
-        kept, adversary = without_nan(x, teacher, fake, logits), self.config.adversary
-        if adversary is not None and int(self.nimg) > adversary.joins_nimg:
-            deceived = deception(x[kept], teacher[kept], logits[kept])
-            whole = torch.zeros_like(term).masked_scatter(kept, deceived) * x[0].numel()
-            losses["deception"] = adversary.generator_weight * whole * scale
+        if adversary is not None and self.nimg > adversary.joins_nimg:
+            deceived = deception(x, teacher, logits, kept) * x[0].numel()
+            losses["deception"] = adversary.generator_weight * deceived * scale
             losses = {name: value / 2 for name, value in losses.items()}
         return _kept(losses, kept)
 
@@ -150,7 +156,6 @@ class SiD(LatentMethod):
         before = nimg - batch_size
         half_life = min(self.config.half_life_nimg, self.config.ramp_up * before)
         update_average(self.average, self.network, half_life_decay(half_life, batch_size))
-        self.nimg.fill_(nimg)
 
     @torch.no_grad()
     def diagnose(self, batch: Batch) -> dict[str, Any]:
@@ -190,6 +195,7 @@ class SiD(LatentMethod):
         return self.average
 
     def _generate(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Return generated data, (N, C, h, w), of standard normal noise (N, C, h, w)."""
         level = torch.full((len(z),), self.config.start_level, device=z.device)
         return self.network(self.config.start_level * z, level, labels)
 
@@ -205,7 +211,5 @@ def _beside(values: Tensor) -> Tensor:
 
 
 def _kept(losses: Losses, kept: Tensor) -> Losses:
-    """Put zeros in the places of images that a NaN was found in; the divisor stays."""
-    return {
-        name: torch.where(kept, value, torch.zeros_like(value)) for name, value in losses.items()
-    }
+    """Put NaN in the places of images that one was found in: no gradient, but they are counted."""
+    return {name: value.where(kept, torch.nan) for name, value in losses.items()}

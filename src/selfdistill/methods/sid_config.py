@@ -67,6 +67,11 @@ class SiDConfig(Objective):
         """Return true: the start is the teacher."""
         return True
 
+    @property
+    def depends_on_micro_batches(self) -> bool:
+        """Return whether there is an adversary: its terms are means over a micro-batch."""
+        return self.adversary is not None
+
     @model_validator(mode="after")
     def _stages_follow(self) -> "SiDConfig":
         one = self.adversary

@@ -56,7 +56,7 @@ def score_identity(x: Tensor, denoised: Denoised, alpha: float) -> Tensor:
     return gap * ((denoised.teacher - x) - alpha * gap) * weight
 
 
-def deception(x: Tensor, teacher: Tensor, logits: Tensor) -> Tensor:
+def deception(x: Tensor, teacher: Tensor, logits: Tensor, kept: Tensor | None = None) -> Tensor:
     """Return the generator's adversarial term, (N,): how little the batch looks real (SiDA, Eq. 8).
 
     The logits of all images and places are averaged before they are weighted image by image, in
@@ -66,9 +66,10 @@ def deception(x: Tensor, teacher: Tensor, logits: Tensor) -> Tensor:
         x: Generated images, (N, C, h, w).
         teacher: f_phi of them with noise, (N, C, h, w).
         logits: Of the fake-score network's encoder, of the same, (N, 1, h', w').
+        kept: Which of the images count, (N,); None: all.
     """
-    fakeness = F.softplus(-logits.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)).mean()
-    return fakeness * pixel_weight(x, teacher)
+    clamped = logits.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
+    return _mean(F.softplus(-clamped), kept) * pixel_weight(x, teacher)
 
 
 def denoising(x: Tensor, fake: Tensor, weight: Tensor, log_variance: Tensor | None) -> Tensor:
@@ -88,19 +89,35 @@ def denoising(x: Tensor, fake: Tensor, weight: Tensor, log_variance: Tensor | No
     return error / u.exp() + u
 
 
-def discrimination(of_real: Tensor, of_fake: Tensor, weight: Tensor) -> Tensor:
+def discrimination(
+    of_real: Tensor, of_fake: Tensor, weight: Tensor, kept: Tensor | None = None
+) -> Tensor:
     """Return the discriminator's cross-entropy, weighted image by image, (N,) (SiDA, Eq. 9).
 
     Args:
         of_real: Logits of real images with noise, (N, 1, h', w').
         of_fake: Of generated ones with the same noise.
         weight: EDM's, (N,), over e^u if there is one.
+        kept: Which of the images count, (N,); None: all.
     """
-    entropy = (F.softplus(-of_real).mean() + F.softplus(of_fake).mean()) / 2
+    entropy = (_mean(F.softplus(-of_real), kept) + _mean(F.softplus(of_fake), kept)) / 2
     return entropy * weight
 
 
-def without_nan(*tensors: Tensor) -> Tensor:
-    """Return which images (N,) have no NaN in any of the tensors, (N, ...)."""
+def whole_images(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Return which images (N,) have no NaN in any tensor (N, ...), and the tensors, 0 for others.
+
+    A NaN must not enter a formula: a gradient of zero times it would be NaN.
+    """
     flags = [~tensor.detach().flatten(1).isnan().any(dim=1) for tensor in tensors]
-    return torch.stack(flags).all(dim=0)
+    kept = torch.stack(flags).all(dim=0)
+    beside = (kept.view(-1, *[1] * (tensor.ndim - 1)) for tensor in tensors)
+    return kept, [tensor.where(flag, 0) for tensor, flag in zip(tensors, beside, strict=True)]
+
+
+def _mean(values: Tensor, kept: Tensor | None) -> Tensor:
+    """Return the mean over images, and all that they have, of those that count."""
+    of_image = values.flatten(1).mean(dim=1)
+    if kept is None:
+        return of_image.mean()
+    return of_image.where(kept, 0).sum() / kept.sum().clamp(min=1)

@@ -62,6 +62,7 @@ class SSD(Tuned):
             batch: Images or latents (N, *data_shape()), labels (N,).
         """
         number, s, t = self._draw_step(batch.draws)
+        self.seed_layers(batch.draws, "network")
         labels = self.drop_labels(batch, self.config.class_dropout)
         x_s = self.process.noised(self._data(batch), self.draw_noise(batch.draws), s)
         with torch.no_grad():

@@ -22,6 +22,10 @@ SIGMA_DATA = 0.5
 """Standard deviation of the data, in the units of the network."""
 
 
+# Classes of published networks that scale the same U-Nets otherwise.
+_OTHER_SCALES = ("VPPrecond", "VEPrecond", "iDDPMPrecond")
+
+
 class Scales(NamedTuple):
     """c_skip, c_out, c_in and c_noise of noise levels, (N,) each."""
 
@@ -80,9 +84,18 @@ class Denoiser(nn.Module, ABC):
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged, holds anything but weights, or is of another network.
         """
-        weights = read_published(path)
+        found, own = read_published(path), self.state_dict()
         num = sum(p.numel() for p in self.parameters())
-        check_keys(path, f"a {self.config.name} of {num:,} parameters", weights, self.state_dict())
+        title = f"a {self.config.name} of {num:,} parameters"
+        if found.class_name in _OTHER_SCALES:
+            raise ValueError(f"{path} is a {found.class_name}, whose scales are not EDM's")
+        if found.arguments.get("sigma_data", SIGMA_DATA) != SIGMA_DATA:
+            raise ValueError(f"{path}: sigma_data is {found.arguments['sigma_data']}, not 0.5")
+        weights = {  # scalars are vectors of one here, which ranks can share
+            key: value.view(own[key].shape) if value.ndim == 0 and key in own else value
+            for key, value in found.weights.items()
+        }
+        check_keys(path, title, weights, own)
         self.load_state_dict(weights)  # half precision becomes float32
 
     @abstractmethod
@@ -146,7 +159,8 @@ class Denoiser(nn.Module, ABC):
     ) -> tuple[Scales, Tensor, list[Tensor]]:
         scales = precondition(sigma.float())
         classes = F.one_hot(labels, self.config.num_classes + 1)[:, :-1].float()
-        embedding = self.embed(scales.noise, classes, augment)
+        with torch.autocast(x.device.type, enabled=False):
+            embedding = self.embed(scales.noise, classes, augment)
         return scales, embedding, self.encode(_beside(scales.into) * x.float(), embedding)
 
 
@@ -158,9 +172,9 @@ def _beside(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def resample_filter() -> Tensor:
+def resample_filter(device: torch.device | None = None) -> Tensor:
     """Return the mean of 2 x 2 positions as a filter, (1, 1, 2, 2)."""
-    return torch.full((1, 1, 2, 2), 0.25)
+    return torch.full((1, 1, 2, 2), 0.25, device=device)
 
 
 def halve(x: Tensor, weights: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class Style(NamedTuple):
         eps: Of the normalisation.
         skip_scale: What a sum with the residual stream is scaled by.
         head_width: Width of an attention head; None: one head.
+        attends_throughout: Whether all blocks of a level in the decoder attend, or its last alone.
         scales_and_shifts: Whether the embedding scales and shifts the second normalisation's
             output, or is added before it.
         projects_resampled: Whether the residual stream is projected where it is resampled.
@@ -36,6 +37,7 @@ class Style(NamedTuple):
     eps: float
     skip_scale: float
     head_width: int | None
+    attends_throughout: bool
     scales_and_shifts: bool
     projects_resampled: bool
     init: Init
@@ -70,6 +72,7 @@ DDPMPP = Style(
     eps=1e-6,
     skip_scale=math.sqrt(0.5),
     head_width=None,
+    attends_throughout=False,
     scales_and_shifts=False,
     projects_resampled=True,
     init=_xavier(1),
@@ -80,6 +83,7 @@ ADM = Style(
     eps=1e-5,
     skip_scale=1.0,
     head_width=64,
+    attends_throughout=True,
     scales_and_shifts=True,
     projects_resampled=False,
     init=_uniform,
@@ -196,7 +200,7 @@ class Block(nn.Module):
         """(N, 3 C, h, w), by head and channel queries, keys and values, -> (N, C, h, w)."""
         side = qkv.shape[2:]
         q, k, v = (
-            part.transpose(-1, -2)  # (N, heads, L, d)
+            part.transpose(-1, -2).contiguous()  # (N, heads, L, d), as fused kernels want them
             for part in qkv.flatten(2).unflatten(1, (self.num_heads, -1, 3)).unbind(3)
         )
         attended = F.scaled_dot_product_attention(q, k, v)
@@ -257,7 +261,7 @@ class UNet(nn.Module):
                 dec[_name(side, "up")] = block(width, width, resampling="up")
             for number in range(config.num_blocks + 1):
                 last = number == config.num_blocks
-                attends = side in config.attention_sides and (last or style is ADM)
+                attends = side in config.attention_sides and (last or style.attends_throughout)
                 dec[_name(side, f"block{number}")] = block(
                     width + skips.pop(), out, attends=attends
                 )
@@ -274,7 +278,7 @@ class UNet(nn.Module):
                 style.init(module)
 
     def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
-        """Return what each of the encoder's blocks leaves."""
+        """Return what each of the encoder's blocks leaves of (N, C, h, w), the last last."""
         encoded: list[Tensor] = []
         for layer in self.enc.values():
             x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
@@ -282,7 +286,7 @@ class UNet(nn.Module):
         return encoded
 
     def run_decoder(self, encoded: list[Tensor], embedding: Tensor) -> Tensor:
-        """Return what the decoder's last block leaves."""
+        """Return what the decoder's last block leaves, (N, D, h, w)."""
         x, skips = encoded[-1], list(encoded)
         for layer in self.dec.values():
             if isinstance(layer, Block):
@@ -329,7 +333,9 @@ class DDPMppUNet(UNet):
         embedding = torch.cat((sines, cosines), dim=1)
         if self.map_label is not None:
             embedding = embedding + self.map_label(classes * math.sqrt(classes.shape[1]))
-        if self.map_augment is not None and augment is not None:
+        if self.map_augment is not None:
+            if augment is None:
+                augment = noise.new_zeros(len(noise), self.map_augment.in_features)
             embedding = embedding + self.map_augment(augment)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 

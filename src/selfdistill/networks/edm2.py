@@ -104,7 +104,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self._encodes, self._resampling, self.dropout = encodes, resampling, dropout
-        self.emb_gain = nn.Parameter(torch.zeros(()))
+        self.emb_gain = nn.Parameter(torch.zeros(1))
         self.conv_res0 = Layer(out_channels if encodes else in_channels, out_channels, 3)
         self.emb_linear = Layer(embedding, out_channels)
         self.conv_res1 = Layer(out_channels, out_channels, 3)
@@ -128,7 +128,7 @@ class Block(nn.Module):
         """
         if self._resampling != "keep":
             resample = halve if self._resampling == "down" else double
-            x = resample(x, resample_filter().to(x.device))
+            x = resample(x, resample_filter(x.device))
         if self._encodes:
             x = normalize(x if self.conv_skip is None else self.conv_skip(x), (1,))
         y = self.conv_res0(mp_silu(x))
@@ -146,7 +146,8 @@ class Block(nn.Module):
         """(N, 3 C, h, w), by head and channel queries, keys and values, -> (N, C, h, w)."""
         side = qkv.shape[2:]
         parts = normalize(qkv.flatten(2).unflatten(1, (self.num_heads, -1, 3)), (2,))
-        q, k, v = (part.transpose(-1, -2) for part in parts.unbind(3))  # (N, heads, L, d)
+        # (N, heads, L, d), as fused kernels want them
+        q, k, v = (part.transpose(-1, -2).contiguous() for part in parts.unbind(3))
         attended = F.scaled_dot_product_attention(q, k, v)
         return attended.transpose(-1, -2).flatten(1, 2).unflatten(2, side)
 
@@ -158,7 +159,7 @@ class UNet(nn.Module):
         super().__init__()
         channels = [config.width * multiple for multiple in config.multipliers]
         sides, embedding = config.sides, max(channels)
-        self.out_gain = nn.Parameter(torch.zeros(()))
+        self.out_gain = nn.Parameter(torch.zeros(1))
         self.emb_fourier = Fourier(channels[0])
         self.emb_noise = Layer(channels[0], embedding)
         self.emb_label = Layer(config.num_classes, embedding) if config.conditional else None
@@ -269,7 +270,8 @@ class EDM2(Denoiser):
         """
         if self.logvar_fourier is None or self.logvar_linear is None:
             raise ValueError("this network has no log-variance: give it logvar_channels")
-        return self.logvar_linear(self.logvar_fourier(precondition(sigma).noise))[:, 0]
+        with torch.autocast(sigma.device.type, enabled=False):
+            return self.logvar_linear(self.logvar_fourier(precondition(sigma).noise))[:, 0]
 
     @torch.no_grad()
     def normalize_weights(self) -> None:

@@ -68,18 +68,12 @@ class ADMConfig(DenoiserConfig):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        levels = zip(self.sides, self.multipliers, strict=True)
-        attending = [m for side, m in levels if side in (*self.attention_sides, self.sides[-1])]
-        if any(self.width * multiple % 64 for multiple in attending):
-            raise ValueError(
-                f"width {self.width}: levels that attend have heads of 64 channels, so a multiple "
-                "of 64 each"
-            )
+        _check_heads(self, (*self.attention_sides, self.sides[-1]))
         return self
 
 
 class EDM2Config(DenoiserConfig):
-    """EDM2's magnitude-preserving U-Net, config G.
+    """EDM2's magnitude-preserving U-Net, config G; of fewer than 64 channels, nothing attends.
 
     Attributes:
         logvar_channels: Features of the noise level that the log-variance is linear in; 0: the
@@ -88,3 +82,18 @@ class EDM2Config(DenoiserConfig):
 
     name: Literal["edm2"]
     logvar_channels: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        _check_heads(self, self.attention_sides)
+        return self
+
+
+def _check_heads(config: DenoiserConfig, attending: tuple[int, ...]) -> None:
+    """Refuse levels that attend and whose channels are no multiple of a head's 64."""
+    levels = zip(config.sides, config.multipliers, strict=True)
+    if any(config.width * multiple % 64 for side, multiple in levels if side in attending):
+        raise ValueError(
+            f"width {config.width}: levels that attend have heads of 64 channels, so a multiple of "
+            "64 each"
+        )

@@ -9,15 +9,14 @@ import hashlib
 import io
 import json
 import logging
+import math
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -56,6 +55,16 @@ class _Dict(dict[str, Any]):
         """Take no attributes beside the items."""
 
 
+class _Ignored:
+    """An array or a type of NumPy's: no weight is one, and its own state could be forged."""
+
+    def __init__(self, *args: Any) -> None:
+        """Take nothing."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Take nothing."""
+
+
 def _as_module(about: Mapping[str, Any]) -> _Module:
     if about.get("type") != "class" or not isinstance(about.get("state"), Mapping):
         raise pickle.UnpicklingError("an object in it is no instance of a class")
@@ -66,9 +75,29 @@ def _as_module(about: Mapping[str, Any]) -> _Module:
 def _storage(content: bytes) -> Any:
     file = io.BytesIO(content)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's own says how to execute it
         raise pickle.UnpicklingError("the bytes of a tensor in it are something else") from error
+    if not isinstance(found, torch.storage.TypedStorage):
+        raise pickle.UnpicklingError("the bytes of a tensor in it are something else")
+    return found
+
+
+def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+    """Return a tensor of its own that lies densely within a storage, as weights do."""
+    sizes, strides = tuple(size), tuple(stride)
+    numbers = (offset, *sizes, *strides)
+    if not isinstance(storage, torch.storage.TypedStorage) or not all(
+        type(number) is int and number >= 0 for number in numbers
+    ):
+        raise pickle.UnpicklingError("a tensor in it has no storage, or no shape")
+    if offset + math.prod(sizes) > len(storage):
+        raise pickle.UnpicklingError(f"a tensor of {sizes} in it is larger than its storage")
+    expected = torch.empty(sizes, device="meta").stride()
+    if any(one != other and n > 1 for one, other, n in zip(strides, expected, sizes, strict=True)):
+        raise pickle.UnpicklingError(f"a tensor of {sizes} in it has strides {strides}")
+    values: Tensor = torch.tensor([], dtype=storage.dtype)
+    return values.set_(storage.untyped(), offset, sizes, expected).clone()
 
 
 def _parameter(tensor: Tensor, *_: Any) -> Tensor:
@@ -83,18 +112,21 @@ _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _as_module,
     ("torch.storage", "_load_from_bytes"): _storage,
     ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch.nn.modules.container", "ModuleDict"): _Container,
     ("torch.nn.modules.container", "ModuleList"): _Container,
     ("collections", "OrderedDict"): OrderedDict,
     ("dnnlib.util", "EasyDict"): _Dict,
     ("builtins", "getattr"): _nothing,  # of a hook that is bound to a network
-    ("numpy", "dtype"): np.dtype,
-    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): _Ignored,
+    ("numpy", "ndarray"): _Ignored,
+    **{
+        (f"numpy.{core}.multiarray", name): _Ignored
+        for core in ("core", "_core")
+        for name in ("_reconstruct", "scalar")
+    },
 }
-for _place in ("numpy.core.multiarray", "numpy._core.multiarray"):
-    for _name in ("_reconstruct", "scalar"):
-        _KNOWN[_place, _name] = getattr(import_module("numpy._core.multiarray"), _name)
+_DEEPEST = 16  # modules within modules
 
 
 class _Reader(pickle.Unpickler):
@@ -103,7 +135,8 @@ class _Reader(pickle.Unpickler):
         known = _KNOWN.get((module, name))
         if known is None:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no network needs")
-        return known
+        # Of a function, a new one each time: its attributes can be set by the file.
+        return known if isinstance(known, type) else lambda *arguments: known(*arguments)
 
 
 class Pickled(NamedTuple):
@@ -134,28 +167,73 @@ def read_pickle(path: Path) -> Pickled:
     """
     try:
         with path.open("rb") as file:
-            content = _Reader(file).load()
+            return _network_in(_Reader(file).load())
     except FileNotFoundError:
         raise
-    except Exception as error:  # a damaged pickle may raise anything
+    except Exception as error:  # a damaged or forged pickle may raise anything
         raise ValueError(f"{path} is not a pickle of a network, and not read: {error}") from error
+
+
+def _network_in(content: Any) -> Pickled:
     found = content.get(_NETWORK) if isinstance(content, dict) else content
     if not isinstance(found, _Module):
-        raise ValueError(f"{path} holds no network under {_NETWORK!r}")
+        raise ValueError(f"it holds no network under {_NETWORK!r}")
     arguments = {
         key: value
         for key, value in found.state.get("_init_kwargs", {}).items()
-        if isinstance(value, bool | int | float | str | list | tuple)
+        if isinstance(key, str) and _is_plain(value)
     }
-    weights = dict(_tensors(found.state, ""))
+    weights: dict[str, Tensor] = {}
+    _collect(found.state, "", weights, (), set())
     return Pickled(weights, found.class_name, arguments, str(found.source_sha256))
 
 
-def read_published(path: Path) -> dict[str, Tensor]:
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _collect(
+    state: Mapping[str, Any],
+    prefix: str,
+    weights: dict[str, Tensor],
+    above: tuple[int, ...],
+    met: set[int],
+) -> None:
+    """Add the tensors of a module's state dict to `weights`, by name."""
+    if id(state) in met or len(above) > _DEEPEST:
+        raise ValueError(f"module {prefix or '.'} stands in it twice, or too deep")
+    met.add(id(state))
+    passing = state.get("_non_persistent_buffers_set") or ()
+    for kind in ("_parameters", "_buffers"):
+        for name, value in (state.get(kind) or {}).items():
+            if isinstance(value, Tensor) and not (kind == "_buffers" and name in passing):
+                weights[prefix + name] = value
+    for name, module in (state.get("_modules") or {}).items():
+        if isinstance(module, _Module | _Container):
+            _collect(module.state, f"{prefix}{name}.", weights, (*above, id(state)), met)
+
+
+class Published(NamedTuple):
+    """Weights that somebody published.
+
+    Attributes:
+        weights: By name.
+        class_name: Of the pickled network; None: it was no pickle.
+        arguments: What it was built with.
+    """
+
+    weights: dict[str, Tensor]
+    class_name: str | None = None
+    arguments: Mapping[str, Any] = {}
+
+
+def read_published(path: Path) -> Published:
     """Return the weights in a file; of a pickle, by way of safetensors beside it.
 
-    A pickle is converted once: `<name>.safetensors` and `<name>.json`, which says what it was made
-    from. They are made anew if the pickle is another one.
+    A pickle is converted once: `<name>.pkl.safetensors` and `<name>.pkl.json`, which says what it
+    was made from. They are made anew if either file is another one.
 
     Args:
         path: A `.pkl`, a `.safetensors`, or a state dict saved by torch.
@@ -165,43 +243,32 @@ def read_published(path: Path) -> dict[str, Tensor]:
         ValueError: If it is damaged, or holds anything but a network or tensors.
     """
     if path.suffix != ".pkl":
-        return read_weights(path)
-    converted, about = path.with_suffix(".safetensors"), path.with_suffix(".json")
-    digest = sha256_once(path)
-    if not converted.is_file() or _origin(about) != digest:
+        return Published(read_weights(path))
+    converted, about = (path.with_name(path.name + end) for end in (".safetensors", ".json"))
+    known = _origin(about)
+    if known.get("sha256") != sha256_once(path) or not (
+        converted.is_file() and known.get("converted_sha256") == sha256_once(converted)
+    ):
         pickled = read_pickle(path)
         with atomic_path(converted) as temporary:
-            weights = {name: value.contiguous() for name, value in pickled.weights.items()}
-            save_file(weights, temporary)
-        write_json(
-            about,
-            {
-                "pickle": path.name,
-                "sha256": digest,
-                "class_name": pickled.class_name,
-                "arguments": pickled.arguments,
-                "source_sha256": pickled.source_sha256,
-            },
-        )
+            save_file(pickled.weights, temporary)
+        known = {
+            "pickle": path.name,
+            "sha256": sha256_once(path),
+            "converted_sha256": sha256_once(converted),
+            "class_name": pickled.class_name,
+            "arguments": pickled.arguments,
+            "source_sha256": pickled.source_sha256,
+        }
+        write_json(about, known)
         logger.info("Converted %s to %s", path, converted.name)
-    return read_weights(converted)
+    return Published(read_weights(converted), known["class_name"], known["arguments"])
 
 
-def _origin(about: Path) -> str | None:
-    """Return the sha256 of the pickle that was converted; None if that is not known."""
+def _origin(about: Path) -> dict[str, Any]:
+    """Return what is known of a converted pickle; nothing if there is no such file."""
     try:
-        return json.loads(about.read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _tensors(state: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a module's state dict, by name."""
-    passing = state.get("_non_persistent_buffers_set") or ()
-    for kind in ("_parameters", "_buffers"):
-        for name, value in (state.get(kind) or {}).items():
-            if isinstance(value, Tensor) and not (kind == "_buffers" and name in passing):
-                yield prefix + name, value
-    for name, module in (state.get("_modules") or {}).items():
-        if isinstance(module, _Module | _Container):
-            yield from _tensors(module.state, f"{prefix}{name}.")
+        known = json.loads(about.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

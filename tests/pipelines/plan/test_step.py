@@ -11,7 +11,7 @@ from selfdistill.data.loader import Batch
 from selfdistill.distributed import World
 from selfdistill.draws import Draws
 from selfdistill.methods.config import MethodConfig
-from selfdistill.methods.registry import build_method
+from selfdistill.methods.registry import build_method, build_network
 from selfdistill.networks.config import NetworkConfig
 from selfdistill.networks.dinov3 import Teacher
 from selfdistill.networks.dsd_vit_config import DSDViTConfig
@@ -270,3 +270,36 @@ def test_the_memory_of_a_gpu_is_within_a_fifth(project, recomputed, tmp_path):
     measured = torch.cuda.max_memory_allocated()
     step = trace_step(network, method, config, 16)
     assert max(step.backward, step.update) == pytest.approx(measured, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("adversary", [True, False])
+def test_a_step_of_three_networks_in_turns_is_planned(train_config, adversary):
+    """Weights of generator, average, fake-score network and teacher; gradients of two."""
+    network = NetworkConfig.model_validate(
+        {
+            "name": "ddpmpp", "latent_size": 16, "latent_channels": 3, "width": 16,
+            "multipliers": [1, 1], "num_blocks": 1, "attention_sides": [8], "num_classes": 5,
+            "conditional": True, "dropout": 0.1, "augment_dim": 9,
+        }
+    )  # fmt: skip
+    terms = {
+        "generator_weight": 0.01, "fake_weight": 1, "rests_nimg": 0, "joins_nimg": 0,
+        "largest_gradient": 1.0,
+    }  # fmt: skip
+    method = MethodConfig.model_validate(
+        {
+            "name": "sid", "alpha": 1.0, "start_level": 2.5, "largest_share": 0.8,
+            "log_mean": -1.2, "log_deviation": 1.2, "generator_weight": 100, "fake_weight": 1,
+            "half_life_nimg": 50, "ramp_up": 0.5, "normalize_weights": False,
+            "adversary": terms if adversary else None,
+        }
+    )  # fmt: skip
+    config = train_config.model_copy(update={"micro_batch_size": 8})
+    cost = trace_step(network, method, config, 16, on_gpu=False)
+    with torch.device("meta"):
+        one = 4 * sum(p.numel() for p in build_network(network).parameters())
+    assert cost.num_trained * 4 == 2 * one
+    assert cost.gradients == 2 * one
+    assert cost.weights + cost.frozen == pytest.approx(4 * one, rel=0.01)
+    assert cost.held <= 40 / 4 * one  # 40 bytes a parameter
+    assert cost.checkpoint == pytest.approx(2 * one, rel=0.01)  # generator and average

@@ -14,16 +14,23 @@ SIDA = MethodConfig.model_validate(
         "log_deviation": 1.2, "generator_weight": 100, "fake_weight": 1, "half_life_nimg": 50,
         "ramp_up": 0.5, "normalize_weights": False,
         "adversary": {
-            "generator_weight": 0.01, "fake_weight": 1, "rests_nimg": 16, "joins_nimg": 32,
+            "generator_weight": 0.01, "fake_weight": 1, "rests_nimg": 24, "joins_nimg": 48,
             "largest_gradient": 1.0,
         },
+    }
+)  # fmt: skip
+EDM2 = NetworkConfig.model_validate(
+    {
+        "name": "edm2", "latent_size": 16, "latent_channels": 3, "width": 64, "multipliers": [1, 1],
+        "num_blocks": 1, "attention_sides": [8], "num_classes": 5, "conditional": True,
+        "dropout": 0.1, "logvar_channels": 8,
     }
 )  # fmt: skip
 NETWORK = NetworkConfig.model_validate(
     {
         "name": "ddpmpp", "latent_size": 16, "latent_channels": 3, "width": 16,
         "multipliers": [1, 1], "num_blocks": 1, "attention_sides": [8], "num_classes": 5,
-        "conditional": True, "dropout": 0.2, "augment_dim": 0,
+        "conditional": True, "dropout": 0.2, "augment_dim": 9,
     }
 )  # fmt: skip
 FILES = ("weights.safetensors", "checkpoint.json", "curves.jsonl")
@@ -31,17 +38,24 @@ FILES = ("weights.safetensors", "checkpoint.json", "curves.jsonl")
 
 @pytest.fixture
 def run(images, train_config, one_rank):
-    def run(scratch, **changes):
-        config = train_config.model_copy(update=changes)
-        return train_row(images, None, NETWORK, SIDA, config, one_rank, scratch, {})
+    def run(scratch, network=NETWORK, **changes):
+        config = train_config.model_copy(update={"checkpoint_nimg": 16, "log_nimg": 16, **changes})
+        method = SIDA
+        if network is EDM2:
+            method = MethodConfig(SIDA.root.model_copy(update={"normalize_weights": True}))
+        return train_row(images, None, network, method, config, one_rank, scratch, {})
 
     return run
 
 
-@pytest.mark.parametrize("stop_at", [24, 64])
-def test_several_networks_in_turns_resume_to_the_same_bytes(run, tmp_path, monkeypatch, stop_at):
+@pytest.mark.parametrize(
+    ("network", "stop_at"), [(NETWORK, 16), (NETWORK, 64), (EDM2, 64)], ids=["rests", "edm", "edm2"]
+)
+def test_several_networks_in_turns_resume_to_the_same_bytes(
+    run, tmp_path, monkeypatch, network, stop_at
+):
     """Stopped while the generator rests, or later; what is dropped is dropped again."""
-    whole, original = run(tmp_path / "whole"), SiD.after_step
+    whole, original = run(tmp_path / "whole", network), SiD.after_step
 
     class Killed(BaseException):
         pass
@@ -53,9 +67,10 @@ def test_several_networks_in_turns_resume_to_the_same_bytes(run, tmp_path, monke
 
     monkeypatch.setattr(SiD, "after_step", kill)
     with pytest.raises(Killed):
-        run(tmp_path / "broken")
+        run(tmp_path / "broken", network)
+    assert list((tmp_path / "broken").rglob("state.pt"))
     monkeypatch.setattr(SiD, "after_step", original)
-    resumed = run(tmp_path / "broken")
+    resumed = run(tmp_path / "broken", network)
     for name in FILES:
         assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
     names = {name.partition(".")[0] for name in load_file(whole.path / FILES[0])}
@@ -76,8 +91,8 @@ def test_the_generator_rests_until_its_time(run, tmp_path, monkeypatch):
     def moved(before, after):
         return any(not seen[before][name].equal(seen[after][name]) for name in seen[before])
 
-    assert not moved(8, 24)  # a step that begins at 16 images or fewer leaves it
-    assert moved(24, 32)
+    assert not moved(8, 32)  # a step that begins at 24 images or fewer leaves it
+    assert moved(32, 40)
 
 
 def test_recomputed_activations_change_no_bit(run, tmp_path):

@@ -126,6 +126,7 @@ def trace_step(
     share = train.share_of_rank(num_ranks)
     size = min(train.micro_batch_size, share)
     built = outline(network, method)
+    built.before_step(train.total_nimg)  # of stages the last, which does the most
     taught = None if teacher is None else outline_teacher(teacher, resolution)
     checkpoint = size_of_checkpoint(built)
     fake = without_values()

@@ -59,7 +59,8 @@ class TrainConfig(Config):
         seed: Seed of the weights and of every draw, in [0, 2^32).
         total_nimg: Images to train on; the last step may go past it by less than a batch.
         batch_size: Images an optimizer step, over all ranks.
-        micro_batch_size: Images a rank holds at once; changes memory, not the result.
+        micro_batch_size: Images a rank holds at once; changes memory, and the result only of
+            networks with dropout and of SiDA, whose adversarial terms are means over it.
         flip: Whether half of the images are mirrored.
         optimizer: Optimizers and their rates.
         warmup_nimg: Images over which the learning rate rises linearly.

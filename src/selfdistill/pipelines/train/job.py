@@ -98,7 +98,9 @@ def train_row(
     inputs |= {name: sha256_once(file) for name, file in sorted(weights.items())}
     modules = [__name__, *code_of(network.root.name, method.root.name)]
     code = {"source": Code(modules).fingerprint(), "torch": torch.__version__}
-    decisive = {**configs, "train": train.model_dump(mode="json", exclude=MACHINE)}
+    drops = getattr(network.root, "dropout", 0) > 0  # by micro-batch
+    machine = NEUTRAL if drops or method.root.depends_on_micro_batches else MACHINE
+    decisive = {**configs, "train": train.model_dump(mode="json", exclude=machine)}
     name = fingerprint(decisive, inputs, code)
     with job(scratch, name) as directory:
         finished = _finished(directory)

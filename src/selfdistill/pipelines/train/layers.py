@@ -13,14 +13,16 @@ from selfdistill.methods.method import Method
 
 
 def recompute_layers(method: Method) -> None:
-    """Let the backward pass compute the activations inside each trained layer again.
+    """Let the backward pass compute the activations inside each layer again.
+
+    Of all networks: SiD's gradients pass through frozen ones.
 
     Memory then grows with one layer's activations, not with all, for a third more computation. What
     a layer drops is drawn again as it was, so the gradient is the same to the bit. Layers that are
     compiled are compiled before.
     """
-    for name in method.turns():
-        for layer in layers_of(getattr(method, name)):
+    for network in method.children():
+        for layer in layers_of(network):
             drops: Any = getattr(layer, "dropout", 0)
             layer.forward = partial(
                 checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=drops > 0

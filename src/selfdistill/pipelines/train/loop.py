@@ -146,6 +146,7 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
     with StopRequest() as stop, bar:
         while state.nimg < config.total_nimg:
             lr = learning_rate(config, state.nimg)
+            method.before_step(state.nimg)
             for name, turn in turns.items():
                 if method.rests(name):
                     for _ in range(num_micro):  # its batches go by
