@@ -43,7 +43,7 @@ def test_every_row_and_dataset_has_a_file_and_the_root_has_the_tables(texts, bas
     reports |= {f"report_{name}" for name in base.config.figures}
     assert reports <= stages_of(texts, "dvc.yaml").keys()
     assert reports == stages_of(texts, "pipelines.dvc/tiny/dvc.yaml").keys()
-    assert tiny.datasets == ["digits_32", "digits_8"]
+    assert tiny.datasets == ["digits_32", "digits_8", "digits_8_centred"]
     assert "collapse_cifar10_naive" in base.rows
     assert "collapse_cifar10_naive" not in tiny.rows
 

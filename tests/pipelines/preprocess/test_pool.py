@@ -1,5 +1,7 @@
 import itertools
 import operator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from timeit import timeit
 
@@ -30,6 +32,22 @@ def test_vanished_process_is_told_with_the_remedy():
     tasks = [partial(timeit, number=1), suicide, *[partial(timeit, number=1)] * 8]
     with pytest.raises(ChildProcessError, match=r"was killed, .* run again, what is finished is "):
         work_off(tasks, operator.call, 2, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("second", "told"), [(BrokenProcessPool(), ChildProcessError), (OSError("second"), OSError)]
+)
+def test_pool_that_breaks_while_it_starts_a_process_is_told_from_another_fault(
+    monkeypatch, second, told
+):
+    errors = [OSError("handle is closed"), second]
+
+    def submit(*_):
+        raise errors.pop(0)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit)
+    with pytest.raises(told):
+        work_off([int], operator.call, 2, lambda _: None)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -45,7 +45,7 @@ def work_off(
         while True:
             with _hidden_main():
                 for task in islice(waiting, 2 * num_workers - len(pending)):
-                    pending.add(pool.submit(_do, work, task))
+                    pending.add(_hand_over(pool, work, task))
             if not pending:
                 break
             done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
@@ -55,6 +55,20 @@ def work_off(
             counted = counter.value
             advance(counted - shown)
             shown = counted
+
+
+def _hand_over(pool: ProcessPoolExecutor, work: Work[Task], task: Task) -> Future[object]:
+    """Submit a task.
+
+    Raises:
+        BrokenProcessPool: If a process vanished; also where the pool notices it, and closes its
+            pipes, while a process is started for the task.
+    """
+    try:
+        return pool.submit(_do, work, task)
+    except OSError:
+        pool.submit(int)  # refused if it broke
+        raise
 
 
 def _named(error: BaseException) -> BaseException:
