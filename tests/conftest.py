@@ -1,5 +1,6 @@
 """Shared fixtures: a minute dataset and a minute row, real in every part but size."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -185,6 +186,82 @@ def _overlaid(below: Any, above: Any) -> Any:
 def conf(tmp_path: Path) -> Conf:
     """A copy of the configuration whose tiny data lie under `tmp_path`."""
     return Conf(tmp_path / "conf", tmp_path / "data")
+
+
+_SAMPLING = {"num_images": 20, "batch_size": 10, "shard_size": 10}
+_TRAIN = {
+    "total_nimg": 64, "batch_size": 32, "micro_batch_size": 32, "log_nimg": 32,
+    "checkpoint_nimg": 32, "warmup_nimg": 0, "num_probe_images": 8,
+}  # fmt: skip
+
+
+class Rows:
+    """The rows of the tiny environment, made a matter of seconds, through real Kedro sessions.
+
+    Args:
+        conf: The copy of the configuration that they are of.
+    """
+
+    def __init__(self, conf: Conf) -> None:
+        self.conf = conf
+
+    def shrink(self, *files: str) -> dict[str, list[str]]:
+        """Shrink the rows of parameter files, and return their names by file."""
+        names = {}
+        for file in files:
+            written = self._written("tiny", file)
+            rows = {name: row for name, row in written.items() if not name.startswith("_")}
+            changed = {}
+            for name, row in rows.items():
+                changed[name] = {"samplings": dict.fromkeys(row["samplings"], _SAMPLING)}
+                changed[name] |= {"train": _TRAIN} if row.get("train") else {}
+            self.conf.change(f"tiny/parameters/{file}.yml", changed)
+            names[file] = list(rows)
+        return names
+
+    def run(self, *pipelines: str) -> None:
+        """Run pipelines in one session."""
+        from kedro.framework.session import KedroSession
+        from kedro.framework.startup import bootstrap_project
+
+        bootstrap_project(PROJECT)
+        with KedroSession.create(PROJECT, env="tiny", conf_source=str(self.conf.path)) as session:
+            session.run(pipeline_names=list(pipelines))
+
+    def check(self, file: str, rows: list[str]) -> None:
+        """Every sampling has samples, as many as asked for, and finite numbers; a line a release.
+
+        Args:
+            file: The parameter file of the rows.
+            rows: Their names.
+        """
+        from selfdistill.methods.release import Release
+
+        written, base = self._written("tiny", file), self._written("base", file)
+        for row in rows:
+            for sampling in written[row]["samplings"]:
+                report = self.conf.data / "08_reporting" / row / sampling / "metrics.json"
+                found = json.loads(report.read_text())
+                assert found["protocol"]["num_samples"] == 20, (row, sampling)
+                assert np.isfinite(list(found["metrics"].values())).all(), (row, sampling)
+            if "study" in base.get(row, {}):  # in no table
+                continue
+            release = Release.open(self.conf.data / "08_reporting" / row / "release")
+            reads = "text" in release.config["network"]
+            images = release.sample(["digit_3", "digit_1"] if reads else [3, 1])
+            side = 32 if written[row]["data"] == "digits_32" else 8
+            assert images.dtype == np.uint8
+            assert images.shape == (2, side, side, 3)
+
+    def _written(self, env: str, file: str) -> dict[str, Any]:
+        place = self.conf.path / env / "parameters" / f"{file}.yml"
+        return yaml.safe_load(place.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def rows(conf: Conf) -> Rows:
+    """The rows of the copy of the configuration."""
+    return Rows(conf)
 
 
 @pytest.fixture(scope="session")

@@ -18,11 +18,12 @@ from selfdistill.networks.text_unet_config import TextUNetConfig
 from selfdistill.networks.vae_config import VAEConfig
 from selfdistill.pipelines.plan.config import PlanConfig
 from selfdistill.pipelines.report.figure_config import FigureConfig
-from selfdistill.row_config import RowConfig
+from selfdistill.row_config import RowConfig, process_of
 
 _SETTINGS = (
     "compare", "distributed", "evaluation", "figures", "plan", "reconstruction", "teachers", "vaes"
 )  # fmt: skip
+_SIZES = ("latent_size", "latent_channels")
 _ONE_OF_SEVERAL = ("method", "network", "optimizer", "target")
 
 
@@ -114,6 +115,7 @@ class ProjectConfig(Config):
             self._check_start(name, row)
             self._check_network(name, row)
             self._check_sampled_data(name, row)
+            self._check_guides(name, row)
             if row.method.root.needs_features:
                 self._check_teacher(name, row)
             self._check_samplings(name, row)
@@ -182,18 +184,46 @@ class ProjectConfig(Config):
                         f"{row.data} {getattr(ours, key)}"
                     )
 
-    def _check_start(self, name: str, row: RowConfig) -> None:
-        """Refuse a start that is of another network."""
-        if row.start is None or row.start.row is None:
-            return
-        before = self.rows[row.start.row]
-        if getattr(before.method.root, "only_step", None) is not None:
-            raise ValueError(f"{name}.start.row: {row.start.row} tunes one step; nothing starts so")
-        for key in ("network", "latents"):
-            if getattr(before, key) != getattr(row, key):
+    def _check_guides(self, name: str, row: RowConfig) -> None:
+        """Refuse to be guided by a network that does not fit."""
+        points = row.sweep.points if row.sweep else {}
+        for sampling, one in {**row.samplings, **points}.items():
+            if one.guide is None:
+                continue
+            key = f"{name}.samplings.{sampling}.guide"
+            if one.guide.row is not None and (
+                one.guide.row not in self.rows or one.guide.row == name
+            ):
+                raise ValueError(f"conf: {key}.row: no other row {one.guide.row!r}")
+            guide = one.guide.network or self.rows[str(one.guide.row)].network
+            ours, theirs = (
+                (process_of(part), *(getattr(part, size, None) for size in _SIZES))
+                for part in (row.network.root, guide.root)
+            )
+            if ours != theirs or isinstance(row.network.root, DSDViTConfig):
                 raise ValueError(
-                    f"{name}.{key} differs from that of {row.start.row}, which it starts from"
+                    f"{key} is a {guide.root.name} of other latents or noise than the row's network"
                 )
+
+    def _check_start(self, name: str, row: RowConfig) -> None:
+        """Refuse a start, or a teacher, that is of another network."""
+        if row.start is None:
+            return
+        roles = {"row": "starts", "teacher": "learns"}
+        for key, verb in roles.items():
+            other = getattr(row.start, key)
+            if other is None:
+                continue
+            if other not in self.rows or other == name:
+                raise ValueError(f"conf: {name}.start.{key}: no other row {other!r}")
+            before = self.rows[other]
+            if getattr(before.method.root, "only_step", None) is not None:
+                raise ValueError(f"{name}.start.{key}: {other} tunes one step; nothing {verb} so")
+            for part in ("network", "latents"):
+                if getattr(before, part) != getattr(row, part):
+                    raise ValueError(
+                        f"{name}.{part} differs from that of {other}, which it {verb} from"
+                    )
 
     def owner_of_network(self, name: str) -> str:
         """Return the row whose parameters say what the network of a row is."""

@@ -302,6 +302,8 @@ def _row_stages(name: str, row: RowConfig, config: ProjectConfig) -> dict[str, P
     inputs = {"images": f"{row.data}.{source}"} if row.train is not None else {}
     inputs |= {"features": f"{row.data}.features"} if teacher == "cached" else {}
     inputs |= {} if row.start is None else {"start": _start(row.start)}
+    taught_by = row.start.teacher if row.start else None
+    inputs |= {"taught_by": f"{taught_by}.checkpoint"} if taught_by else {}
     name_of_teacher = config.datasets[row.data].teacher
     online = {"params:teacher": f"params:teachers.{name_of_teacher}"} if teacher == "online" else {}
     frozen = {f"weights.{file}": f"weights.{file}" for file in method.frozen_weights}
@@ -319,7 +321,10 @@ def _row_stages(name: str, row: RowConfig, config: ProjectConfig) -> dict[str, P
     else:
         made = Pipeline(
             train.create_pipeline(
-                method.frozen_weights, teacher=teacher, starts=row.start is not None
+                method.frozen_weights,
+                teacher=teacher,
+                starts=row.start is not None,
+                taught=taught_by is not None,
             ),
             namespace=name,
             inputs={**inputs, **frozen},
@@ -349,16 +354,22 @@ def _sampling(
 ) -> dict[str, Pipeline]:
     """Return one sampling of a row, a namespace of its own; `key` says where its parameters are."""
     points = row.samplings if sampling in row.samplings else row.sweep.points  # type: ignore[union-attr]
-    data = points[sampling].data or row.data
+    data, guide = points[sampling].data or row.data, points[sampling].guide
     images, reference = ({noun: f"{data}.{noun}"} for noun in ("images", "reference"))
     weights = _weights(config.evaluation)
     return {
         "sample": Pipeline(
             sample.create_pipeline(
-                exported=sampling in row.samplings, decoded=row.latents is not None
+                exported=sampling in row.samplings,
+                decoded=row.latents is not None,
+                guided=guide is not None,
             ),
             namespace=f"{name}.{sampling}",
-            inputs={"checkpoint": f"{name}.checkpoint", **images},
+            inputs={
+                "checkpoint": f"{name}.checkpoint",
+                **images,
+                **({"guide": guide.entry} if guide else {}),
+            },
             parameters={
                 **_MACHINE,
                 **_decoder(row, config),

@@ -41,7 +41,8 @@ class _Process(NamedTuple):
     keys: frozenset[str]
 
 
-def _process_of(network: Config) -> _Process:
+def process_of(network: Config) -> _Process:
+    """Return what samplings of a network are by."""
     if isinstance(network, DiTConfig | TextUNetConfig):
         return _Process(get_args(ChainSolverName), frozenset({"times"}))
     if isinstance(network, DenoiserConfig):
@@ -50,15 +51,18 @@ def _process_of(network: Config) -> _Process:
 
 
 class StartConfig(Config):
-    """What a row's network starts as; one of the two.
+    """What a row's network starts as: a row or published weights.
 
     Attributes:
         row: Another row, by the network of its checkpoint that samples.
         weights: Published weights, catalog entry `weights.<name>`.
+        teacher: The row whose network it learns from, where that is another one: SiD2A starts as
+            SiD's generator and learns from the teacher that this one had. None: from the start.
     """
 
     row: str | None = None
     weights: str | None = None
+    teacher: str | None = None
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
@@ -85,7 +89,7 @@ class PaperConfig(Config):
         samplings: Figures by sampling of the row, then by metric.
     """
 
-    name: Literal["dsd", "ssd"]
+    name: Literal["dsd", "ssd", "sida"]
     params: int
     data: str
     datasets: dict[str, str] = {}
@@ -178,6 +182,10 @@ class RowConfig(Config):
         if self.start is None and (method.needs_start or self.train is None):
             reason = f"method {method.name} tunes a network" if self.train else "train is null"
             raise ValueError(f"{reason}: give a start, another row or published weights")
+        takes_teacher = self.train is not None and method.takes_teacher
+        if self.start is not None and self.start.teacher is not None and not takes_teacher:
+            what = f"method {method.name}" if self.train else "what is not trained"
+            raise ValueError(f"start.teacher: {what} learns from no other network")
         if self.train is None and self.teacher == "online":
             raise ValueError("teacher online is of a training: leave it out, or give `train`")
         return self
@@ -224,7 +232,7 @@ class RowConfig(Config):
             grids["method.grid"] = method.grid
         if of_chain and getattr(method, "time_distribution", "uniform") != "uniform":
             raise ValueError("method.time_distribution: discrete times are drawn evenly")
-        process = _process_of(network)
+        process = process_of(network)
         for key, grid in grids.items():
             unused = GridConfig(num_steps=grid.num_steps)
             for name in _TIMES - process.keys:

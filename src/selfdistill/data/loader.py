@@ -90,6 +90,8 @@ class Loader:
         flip: Whether half of the images are mirrored.
         device: Where batches go.
         num_threads: Threads that read; their number changes no result.
+        share: Share of the images that is seen at all, evenly spaced in their order, so that all
+            classes keep theirs.
     """
 
     images: Shards
@@ -99,6 +101,7 @@ class Loader:
     device: torch.device
     teacher: nn.Module | None = None
     num_threads: int = 1
+    share: float = 1.0
     _orders: "OrderedDict[int, np.ndarray]" = field(default_factory=OrderedDict, repr=False)
 
     def __post_init__(self) -> None:
@@ -126,14 +129,18 @@ class Loader:
         """Return the images at places of the stream: each epoch is one permutation of all.
 
         Args:
-            positions: Places, (N,), from 0; place // len(images) is the epoch.
+            positions: Places, (N,), from 0; over the number of images that are seen, the epoch.
         """
-        epochs, offsets = np.divmod(positions, len(self.images))
+        epochs, offsets = np.divmod(positions, self._num_seen)
         indices = np.empty_like(positions)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             indices[here] = self._order(int(epoch))[offsets[here]]
-        return indices
+        return indices * len(self.images) // self._num_seen
+
+    @property
+    def _num_seen(self) -> int:
+        return max(1, round(self.share * len(self.images)))
 
     def load(self, positions: np.ndarray) -> Batch:
         """Return the batch at the given places of the stream, (N,)."""
@@ -227,7 +234,7 @@ class Loader:
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
             generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-            self._orders[epoch] = generator.permutation(len(self.images))
+            self._orders[epoch] = generator.permutation(self._num_seen)
             while len(self._orders) > _ORDERS_KEPT:
                 self._orders.popitem(last=False)
         return self._orders[epoch]

@@ -18,6 +18,7 @@ from selfdistill.methods.ssd_config import SSDConfig
 PAPERS = {
     "dsd": "DSD: Diffusion as Self-Distillation (arXiv:2511.14716)",
     "ssd": "SSD and iSSD: Diffusion Model is Effectively Its Own Teacher (CVPR 2025)",
+    "sida": "SiD, SiDA and SiD2A: Adversarial Score identity Distillation (arXiv:2410.14919)",
 }
 
 AnyMethod = Annotated[

@@ -30,6 +30,7 @@ class LatentMethod(Method):
         network: What is trained and asked: a DiT, a SiT, or the head.
         trunk: DSD's ViT, frozen; None: there is none.
         process: Its noise, and what it predicts.
+        guide: Another network, asked without class in the place of this one; None: there is none.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -39,6 +40,7 @@ class LatentMethod(Method):
         self.network = asked
         self.trunk: Any = None if head is None else network.requires_grad_(False)
         self.process: Process = PROCESSES[asked.process]
+        self.guide: Any = None
         unused: Any = getattr(asked, "logvar_linear", None)  # EDM2's; SiD alone trains it
         if unused is not None:
             unused.requires_grad_(False)
@@ -47,6 +49,16 @@ class LatentMethod(Method):
         """Give the names to a network that reads prompts, which its copies share."""
         if self._prompts is not None:
             self._prompts.take(names)
+
+    def take_guide(self, network: nn.Module) -> None:
+        """Let another network of the same latents and noise say what is guided away from."""
+        ours, theirs = (
+            tuple(getattr(one, name, None) for name in ("process", "noise_shape"))
+            for one in (self.network, network)
+        )
+        if ours != theirs:
+            raise ValueError(f"guide: {theirs} does not fit the row's network, {ours}")
+        self.guide = network
 
     @property
     def _prompts(self) -> Any:
@@ -148,7 +160,7 @@ class LatentMethod(Method):
             output: Tensor = network(seen, time, labels)
             prediction = self.only_prediction(output)
             if solver.guides_at(self.process.flow_time(t)):
-                free = self.only_prediction(network(seen, time, null))
+                free = self.only_prediction((self.guide or network)(seen, time, null))
                 prediction = guide(prediction, free, solver.guidance, solver.guided_channels)
             if solver.solver == "ddpm":
                 return torch.cat((prediction, output[:, prediction.shape[1] :]), dim=1)

@@ -69,6 +69,17 @@ class Method(nn.Module, ABC):
             FileNotFoundError, ValueError: If what reads the names cannot be had, or does not fit.
         """
 
+    def take_guide(self, network: nn.Module) -> None:
+        """Let another network say what is guided away from, before anything is sampled.
+
+        Args:
+            network: Of the same latents and noise; asked without class.
+
+        Raises:
+            ValueError: If it is of others, or the method knows no guidance.
+        """
+        raise ValueError(f"{type(self).__name__} is guided by its own network alone")
+
     def diagnose(self, batch: Batch) -> dict[str, Any]:
         """Return what tells a healthy training from a sick one, beyond its losses, as JSON values.
 

@@ -22,6 +22,11 @@ class Objective(Config):
         return False
 
     @property
+    def takes_teacher(self) -> bool:
+        """Whether it may learn from another network than the one that it starts as."""
+        return False
+
+    @property
     def depends_on_micro_batches(self) -> bool:
         """Whether an image's loss depends on those that a rank holds with it."""
         return False

@@ -18,6 +18,7 @@ def build_method(
     method: MethodConfig,
     weights: Mapping[str, Path | None] | None = None,
     start: Path | None = None,
+    teacher: Path | None = None,
 ) -> Method:
     """Build the network of a row and the method that trains it, with torch's current seed.
 
@@ -28,25 +29,34 @@ def build_method(
             method's configuration); None in place of a file: that network is built and not
             filled, for what only counts; None for all: a method that only samples.
         start: What the network starts as, as `methods.start.fill` takes it; None: as it is built.
+        teacher: What it learns from, likewise; None: what it starts as.
 
     Raises:
         FileNotFoundError, ValueError: If a file is not there, or not the right one.
     """
+    built = _filled(network, start)
+    other = None if teacher is None else _filled(network, teacher)
+    return method_around(built, method, weights, other)
+
+
+def _filled(network: NetworkConfig, start: Path | None) -> nn.Module:
     built = build_network(network)
     if start is not None:
         from selfdistill.methods.start import fill
 
         fill(built, start)
-    return method_around(built, method, weights)
+    return built
 
 
 def method_around(
     network: nn.Module,
     method: MethodConfig,
     weights: Mapping[str, Path | None] | None = None,
+    teacher: nn.Module | None = None,
 ) -> Method:
     """Build the method that trains a network, which it takes over; see `build_method`."""
-    return _named(METHODS[method.root.name])(network, method.root, weights)
+    taught = {} if teacher is None else {"teacher": teacher}
+    return _named(METHODS[method.root.name])(network, method.root, weights, **taught)
 
 
 def build_network(config: NetworkConfig) -> nn.Module:

@@ -5,7 +5,7 @@
 In turn, the fake-score network psi learns to denoise what the generator makes, and the generator
 learns that teacher phi and psi agree on it. In SiDA, psi's encoder also tells real images from
 generated ones, with no parameter beside, and the generator learns to deceive it. All three begin as
-the teacher; an average of the generator samples.
+the teacher, but in SiD2A the generator as one that SiD made; an average of the generator samples.
 """
 
 import copy
@@ -40,6 +40,7 @@ class SiD(LatentMethod):
         config: The objective.
         weights: Of frozen networks, of which there are none to read; None: a method that only
             samples, without fake-score network and teacher.
+        teacher: The teacher, where `network` is a generator already, as in SiD2A; None: `network`.
 
     Attributes:
         network: The generator, theta.
@@ -49,17 +50,24 @@ class SiD(LatentMethod):
         nimg: Images seen before this step.
     """
 
-    def __init__(self, network: nn.Module, config: SiDConfig, weights: object = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        config: SiDConfig,
+        weights: object = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
         super().__init__(network)
         self.config = config
         self.average: Any = copy.deepcopy(self.network).requires_grad_(False)
         self.fake: Any = None
         self.frozen: Any = None
         if weights is not None:
-            self.fake = copy.deepcopy(self.network)
-            self.frozen = copy.deepcopy(self.network).requires_grad_(False).eval()
+            taught = self.network if teacher is None else teacher
+            self.fake = copy.deepcopy(taught).requires_grad_(True)
+            self.frozen = copy.deepcopy(taught).requires_grad_(False).eval()
             if getattr(self.fake, "logvar_linear", None) is not None:
-                self.fake.logvar_linear.requires_grad_(True)
+                self.fake.logvar_linear.requires_grad_(config.log_variance)
         self.nimg = 0
 
     @property
@@ -201,7 +209,7 @@ class SiD(LatentMethod):
 
     def _log_variance(self, sigma: Tensor) -> Tensor | None:
         """Return EDM2's u of the fake-score network; None: it has none."""
-        if getattr(self.fake.config, "logvar_channels", 0):
+        if self.config.log_variance and getattr(self.fake.config, "logvar_channels", 0):
             return self.fake.log_variance(sigma)
         return None
 

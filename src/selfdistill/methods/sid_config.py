@@ -46,6 +46,7 @@ class SiDConfig(Objective):
             2,000,000.
         ramp_up: The half-life is at most this share of the images seen: 0.05.
         normalize_weights: Whether EDM2's weights are brought back to their norm after each step.
+        log_variance: Whether EDM2's log-variance takes part, of networks that have one.
         adversary: SiDA's terms; None: SiD, which sees no image.
     """
 
@@ -60,11 +61,17 @@ class SiDConfig(Objective):
     half_life_nimg: Annotated[int, Field(gt=0)]
     ramp_up: Annotated[float, Field(gt=0)]
     normalize_weights: bool
+    log_variance: bool = True
     adversary: AdversaryConfig | None
 
     @property
     def needs_start(self) -> bool:
         """Return true: the start is the teacher."""
+        return True
+
+    @property
+    def takes_teacher(self) -> bool:
+        """Return true: SiD2A starts as a generator that SiD made."""
         return True
 
     @property

@@ -223,7 +223,8 @@ class _Rank:
         }
         self.num_trained = sum(p.numel() for ps in self.trained.values() for p in ps)
         self._optimizers = {
-            name: build_optimizers(getattr(built, name), train.optimizer) for name in self.trained
+            name: build_optimizers(getattr(built, name), train.optimizer_of(name))
+            for name in self.trained
         }
         if train.recompute_activations:
             recompute_layers(built)

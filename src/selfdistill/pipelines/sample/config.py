@@ -1,19 +1,48 @@
 """One sampling of a checkpoint."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from selfdistill.base_config import Config
 from selfdistill.diffusion.config import SolverConfig
+from selfdistill.networks.config import NetworkConfig
 
 Count = Annotated[int, Field(gt=0)]
+
+
+class GuideConfig(Config):
+    """Another network that is asked without class, in the place of the row's own: EDM2's guidance.
+
+    Attributes:
+        row: A row, by the network of its checkpoint that samples.
+        weights: Published weights instead, catalog entry `weights.<name>`.
+        network: The architecture of these.
+    """
+
+    row: str | None = None
+    weights: str | None = None
+    network: NetworkConfig | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.row is None) == (self.weights is None):
+            raise ValueError("guide: give either row, or weights")
+        if (self.weights is None) != (self.network is None):
+            raise ValueError("guide.network: say it of weights, and only of them")
+        return self
+
+    @property
+    def entry(self) -> str:
+        """The catalog entry of the network."""
+        return f"{self.row}.checkpoint" if self.row else f"weights.{self.weights}"
 
 
 class SampleConfig(SolverConfig):
     """Solver, and how many images.
 
     Attributes:
+        guide: The network that guides where it is not the row's own; None: it is.
         data: Key of `datasets.yml`: whose classes are sampled, and whose images the samples are
             held against; None: the row's.
         seed: Seed of the noise, in [0, 2^32).
@@ -24,12 +53,19 @@ class SampleConfig(SolverConfig):
         shard_size: Images a shard.
     """
 
+    guide: GuideConfig | None = None
     data: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     num_images: Count
     repeats: Count
     batch_size: Count
     shard_size: Count
+
+    @model_validator(mode="after")
+    def _guide_guides(self) -> Self:
+        if self.guide is not None and self.guidance == 1:
+            raise ValueError("guide: guidance 1 is none; give another, or leave guide out")
+        return self
 
     @property
     def total_images(self) -> int:

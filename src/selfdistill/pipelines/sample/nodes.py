@@ -24,6 +24,7 @@ def sample(
     scratch: Path,
     latents: Any = None,
     vae: Any = None,
+    guide: Any = None,
 ) -> Shards:
     """Generate a checkpoint's images.
 
@@ -35,6 +36,8 @@ def sample(
         scratch: Where the unfinished shards are kept.
         latents: The set of latents that the row lives in, as written; None: it makes images.
         vae: What decodes them, as written.
+        guide: The network that guides, a checkpoint or a file of published weights; None: the
+            checkpoint's own.
 
     Returns:
         uint8 images, (H, W, 3) each, with the classes they were asked for.
@@ -42,7 +45,7 @@ def sample(
     from selfdistill.pipelines.sample.generate import generate_samples
 
     decoder = decoder_of(latents, vae)
-    return generate_samples(checkpoint, images, sample, distributed, scratch, decoder)
+    return generate_samples(checkpoint, images, sample, distributed, scratch, decoder, guide)
 
 
 def reconstruct(

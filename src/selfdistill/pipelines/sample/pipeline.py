@@ -5,12 +5,15 @@ from kedro.pipeline import Node, Pipeline
 from selfdistill.pipelines.sample import nodes
 
 
-def create_pipeline(*, exported: bool = True, decoded: bool = False) -> Pipeline:
+def create_pipeline(
+    *, exported: bool = True, decoded: bool = False, guided: bool = False
+) -> Pipeline:
     """Return the stage for one sampling of a row; the registry gives it its namespace.
 
     Args:
         exported: Whether the samples are also written in ADM's format, for other evaluators.
         decoded: Whether the row samples latents, which a VAE decodes.
+        guided: Whether another network than the row's guides.
     """
     export = Node(nodes.export_npz, inputs="samples", outputs="npz", name="export_npz")
     return Pipeline(
@@ -24,6 +27,7 @@ def create_pipeline(*, exported: bool = True, decoded: bool = False) -> Pipeline
                     "distributed": "params:distributed",
                     "scratch": "sample_scratch",
                     **({"latents": "params:latents", "vae": "params:vae"} if decoded else {}),
+                    **({"guide": "guide"} if guided else {}),
                 },
                 outputs="samples",
                 name="sample",

@@ -61,8 +61,10 @@ class TrainConfig(Config):
         batch_size: Images an optimizer step, over all ranks.
         micro_batch_size: Images a rank holds at once; changes memory, and the result only of
             networks with dropout and of SiDA, whose adversarial terms are means over it.
+        data_share: Share of the dataset's images that is seen, of all classes alike.
         flip: Whether half of the images are mirrored.
         optimizer: Optimizers and their rates.
+        optimizers: Those of single turns instead, by the name of the network that they train.
         warmup_nimg: Images over which the learning rate rises linearly.
         schedule: The rate after the warm-up: constant, or half a cosine down to 0.
         clip_norm: Largest norm of a network's gradient; None: any is taken.
@@ -80,8 +82,10 @@ class TrainConfig(Config):
     total_nimg: Count
     batch_size: Count
     micro_batch_size: Count
+    data_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     flip: bool
     optimizer: OptimizerConfig
+    optimizers: dict[str, OptimizerConfig] = {}
     warmup_nimg: Annotated[int, Field(ge=0)]
     schedule: Literal["constant", "cosine"]
     clip_norm: Annotated[float, Field(gt=0)] | None
@@ -104,6 +108,10 @@ class TrainConfig(Config):
                 f"checkpoint_nimg {self.checkpoint_nimg} is no multiple of log_nimg {self.log_nimg}"
             )
         return self
+
+    def optimizer_of(self, name: str) -> OptimizerConfig:
+        """Return the optimizers of a turn."""
+        return self.optimizers.get(name, self.optimizer)
 
     def share_of_rank(self, num_ranks: int) -> int:
         """Return the images of a step that fall to one of `num_ranks` ranks.

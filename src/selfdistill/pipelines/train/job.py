@@ -52,6 +52,7 @@ def train_row(
     weights: Mapping[str, Path],
     teacher: TeacherConfig | None = None,
     start: Checkpoint | Path | None = None,
+    taught_by: Checkpoint | None = None,
 ) -> Checkpoint:
     """Start the ranks on what is left to train, and return the finished checkpoint.
 
@@ -71,6 +72,7 @@ def train_row(
         weights: Files of the frozen networks that the objective names, by name.
         teacher: A teacher that is at work beside the training.
         start: What the network starts as: a checkpoint, or a file of published weights.
+        taught_by: The checkpoint whose network it learns from; None: what it starts as.
 
     Returns:
         The finished checkpoint, in the scratch folder.
@@ -93,6 +95,7 @@ def train_row(
     inputs |= {} if features is None else {"features": features.fingerprint}
     inputs |= {} if teacher is None else {"teacher": _identity(teacher, images)}
     inputs |= {} if start is None else {"start": digest_of(start)}
+    inputs |= {} if taught_by is None else {"taught_by": digest_of(taught_by)}
     text = getattr(network.root, "text", None)  # of a network that reads prompts
     inputs |= {} if text is None else {"text": text_digest(text)}
     inputs |= {name: sha256_once(file) for name, file in sorted(weights.items())}
@@ -112,6 +115,7 @@ def train_row(
             paths["weights"] = {name: str(file) for name, file in weights.items()}
             paths["teacher"] = teacher.model_dump(mode="json") if teacher is not None else None
             paths["start"] = None if start is None else str(_path_of(start))
+            paths["taught_by"] = None if taught_by is None else str(taught_by.path)
             paths["strict"] = distributed.strict_reads
             paths["num_threads"] = max(1, distributed.num_workers // num_ranks(distributed))
             about = {"fingerprint": name, "inputs": inputs, "code": code}
@@ -140,8 +144,10 @@ def _train(values: dict[str, Any], directory: Path, world: World) -> None:
     config = TrainConfig.model_validate(values["train"])
     torch.manual_seed(config.seed)
     weights = {name: Path(file) for name, file in values["weights"].items()}
-    start = Path(values["start"]) if values["start"] else None
-    method = build_method(network, method_config, weights, start)
+    start, taught_by = (
+        Path(values[name]) if values[name] else None for name in ("start", "taught_by")
+    )
+    method = build_method(network, method_config, weights, start, taught_by)
     images, features = (
         Shards.open(Path(values[name]), strict=values["strict"]) if values[name] else None
         for name in ("images", "features")
@@ -160,6 +166,7 @@ def _train(values: dict[str, Any], directory: Path, world: World) -> None:
         device=world.device,
         teacher=teacher,
         num_threads=values["num_threads"],
+        share=config.data_share,
     )
     nimg = fit(method, loader, config, world, directory)
     weights_now = world.state_of(method)

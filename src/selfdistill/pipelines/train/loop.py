@@ -116,16 +116,22 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
         Images seen: total_nimg, rounded up to whole steps.
 
     Raises:
-        ValueError: If the batch does not divide among the ranks.
+        ValueError: If the batch does not divide among the ranks, or `optimizers` names no turn.
         FloatingPointError: If losses or gradients are not finite again and again; the message
             names the term. Single steps of that kind are skipped and counted.
         SystemExit, KeyboardInterrupt: After SIGTERM or SIGINT, with the state saved.
     """
     share = config.share_of_rank(world.size)
+    if unknown := sorted(config.optimizers.keys() - method.turns().keys()):
+        raise ValueError(
+            f"train.optimizers.{unknown[0]}: there is no such turn; there are "
+            f"{', '.join(method.turns())}"
+        )
     joint = Joint(method)
     place_networks(joint, method, world)
     updates = {
-        name: Updates.of(getattr(method, name), config.optimizer, world) for name in method.turns()
+        name: Updates.of(getattr(method, name), config.optimizer_of(name), world)
+        for name in method.turns()
     }
     state = State(method, updates)
     state.load(directory, world)
@@ -153,7 +159,8 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
                         next(batches)
                     continue
                 _train_only(updates, name)
-                set_learning_rate(updates[name].optimizers, lr)
+                ratio = config.optimizer_of(name).lr / config.optimizer.lr
+                set_learning_rate(updates[name].optimizers, ratio * lr)
                 loss_of = method.turns()[name]
                 for micro in range(num_micro):
                     with world.synchronised(turn, last=micro == num_micro - 1):

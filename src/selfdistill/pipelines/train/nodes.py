@@ -25,6 +25,7 @@ def train(
     scratch: Path,
     features: Shards | None = None,
     start: Any = None,
+    taught_by: Checkpoint | None = None,
     **weights: Path,
 ) -> Checkpoint:
     """Train a row, going on from its last saved state if it was interrupted.
@@ -39,6 +40,7 @@ def train(
         features: Teacher tokens of the same images, (O, L, D) each; None: without a teacher.
         start: What the network starts as: a checkpoint, or a file of published weights; None:
             random.
+        taught_by: The checkpoint whose network it learns from; None: what it starts as.
         weights: Files of the frozen networks that the objective needs, by name.
 
     Returns:
@@ -47,7 +49,16 @@ def train(
     from selfdistill.pipelines.train.job import train_row
 
     return train_row(
-        images, features, network, method, train, distributed, scratch, weights, start=start
+        images,
+        features,
+        network,
+        method,
+        train,
+        distributed,
+        scratch,
+        weights,
+        start=start,
+        taught_by=taught_by,
     )
 
 

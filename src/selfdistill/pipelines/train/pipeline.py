@@ -15,7 +15,11 @@ _FEATURES: dict[str | None, dict[str, str]] = {
 
 
 def create_pipeline(
-    weights: Sequence[str], *, teacher: Literal["cached", "online"] | None, starts: bool = False
+    weights: Sequence[str],
+    *,
+    teacher: Literal["cached", "online"] | None,
+    starts: bool = False,
+    taught: bool = False,
 ) -> Pipeline:
     """Return the stage for one row; the registry gives it the row's namespace.
 
@@ -23,6 +27,7 @@ def create_pipeline(
         weights: Names of the files of frozen networks that the row's objective needs.
         teacher: Where it has a teacher's features from: disk, or the teacher; None: it needs none.
         starts: Whether the network starts as another one.
+        taught: Whether it learns from a checkpoint beside.
     """
     return Pipeline(
         [
@@ -32,6 +37,7 @@ def create_pipeline(
                     "images": "images",
                     **_FEATURES[teacher],
                     **({"start": "start"} if starts else {}),
+                    **({"taught_by": "taught_by"} if taught else {}),
                     "network": "params:network",
                     "method": "params:method",
                     "train": "params:train",
