@@ -1,6 +1,6 @@
 """All parameters of the project, checked as a whole: rows, datasets, teachers, the rest."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import ValidationError, model_validator
@@ -18,10 +18,12 @@ from selfdistill.networks.text_unet_config import TextUNetConfig
 from selfdistill.networks.vae_config import VAEConfig
 from selfdistill.pipelines.plan.config import PlanConfig
 from selfdistill.pipelines.report.figure_config import FigureConfig
+from selfdistill.pipelines.tradeoff.config import TradeoffConfig
 from selfdistill.row_config import RowConfig, process_of
 
 _SETTINGS = (
-    "compare", "distributed", "evaluation", "figures", "plan", "reconstruction", "teachers", "vaes"
+    "compare", "distributed", "evaluation", "figures", "plan", "reconstruction", "teachers",
+    "tradeoffs", "vaes",
 )  # fmt: skip
 _SIZES = ("latent_size", "latent_channels")
 _ONE_OF_SEVERAL = ("method", "network", "optimizer", "target")
@@ -62,6 +64,7 @@ class ProjectConfig(Config):
     plan: PlanConfig
     reconstruction: EvaluationConfig
     teachers: dict[str, TeacherConfig]
+    tradeoffs: dict[str, TradeoffConfig]
     vaes: dict[str, VAEConfig]
     datasets: dict[str, DatasetConfig]
     rows: dict[str, RowConfig]
@@ -122,17 +125,29 @@ class ProjectConfig(Config):
         return self
 
     def _check_figures(self) -> None:
-        """Refuse figures of what nobody samples or measures."""
+        """Refuse figures and tables of what nobody samples or measures."""
         for name, figure in self.figures.items():
             if figure.metric not in self.evaluation.metrics:
                 raise ValueError(
                     f"figures.{name}.metric {figure.metric!r} is not among evaluation.metrics: "
                     f"{', '.join(self.evaluation.metrics)}"
                 )
-            for one in figure.samplings:
+            self._check_named(f"figures.{name}", figure.samplings)
+        for name, tradeoff in self.tradeoffs.items():
+            self._check_named(f"tradeoffs.{name}", tradeoff.samplings)
+            for one in tradeoff.samplings:
                 row, _, sampling = one.partition(".")
-                if row not in self.rows or sampling not in self.rows[row].samplings:
-                    raise ValueError(f"figures.{name}: there is no sampling {one!r}")
+                reads = isinstance(self.rows[row].network.root, TextUNetConfig)
+                if reads or self.rows[row].samplings[sampling].guide is not None:
+                    raise ValueError(
+                        f"tradeoffs.{name}: {one} needs more than a network, which is not timed"
+                    )
+
+    def _check_named(self, key: str, samplings: Iterable[str]) -> None:
+        for one in samplings:
+            row, _, sampling = one.partition(".")
+            if row not in self.rows or sampling not in self.rows[row].samplings:
+                raise ValueError(f"{key}: there is no sampling {one!r}")
 
     def _check_network(self, name: str, row: RowConfig) -> None:
         """Refuse a network that does not fit the dataset."""

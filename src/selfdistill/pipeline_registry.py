@@ -25,6 +25,7 @@ from selfdistill.pipelines import (
     preprocess,
     report,
     sample,
+    tradeoff,
     train,
     verify,
 )
@@ -65,7 +66,8 @@ def register_pipelines() -> Pipelines:
         guidance is picked from, of its checkpoint as it stands; `<stage>_<dataset>` for preprocess,
         features and latents, with `share_` in front of it for one host's share, with `repair_` for
         what is damaged; `verify_<dataset>` and `repair_<dataset>` for all its sets; `<dataset>`:
-        all that is made of it; `<figure>`: a figure of what has been measured; `compare`: the
+        all that is made of it; `<figure>`: a figure of what has been measured; `<tradeoff>`: rows
+        that follow from each other, and what each costs and gives; `compare`: the
         metrics of images that a user brings; `plan`: what rows will cost; `__default__`: all lines
         of the tables.
     """
@@ -102,6 +104,10 @@ def register_pipelines() -> Pipelines:
         figure = config.figures[name]
         return report.create_figure_pipeline(name, figure.samplings, figure.rows)
 
+    def of_tradeoff(name: str) -> Pipeline:
+        tradeoff = config.tradeoffs[name]
+        return _sum([*map(of_row, tradeoff.rows), _tradeoff(name, config)])
+
     def of_study(study: str) -> Pipeline:
         cases = [name for name, row in config.rows.items() if row.study == study]
         own = [name for name, one in config.figures.items() if not {*cases}.isdisjoint(one.rows)]
@@ -124,6 +130,8 @@ def register_pipelines() -> Pipelines:
         builders[study] = partial(of_study, study)
     for name in config.figures:
         builders[name] = partial(of_figure, name)
+    for name in config.tradeoffs:
+        builders[name] = partial(of_tradeoff, name)
     builders |= {stage: partial(of_stage, stage) for stage in STAGES}
     for name, dataset in config.datasets.items():
         builders |= _dataset_pipelines(name, dataset, config)
@@ -137,20 +145,24 @@ def register_pipelines() -> Pipelines:
 
 
 def _check_names(config: ProjectConfig) -> None:
-    """Refuse rows, studies and figures whose pipelines would take another one's name.
+    """Refuse rows, studies, figures and tradeoffs whose pipelines would take another one's name.
 
     Raises:
         ValueError: Naming the key.
     """
     studies = {row.study for row in config.rows.values() if row.study}
     taken = {*STAGES, "compare", "plan", "__default__", *config.datasets}
-    for name in (*config.rows, *studies, *config.figures):
+    for name in (*config.rows, *studies, *config.figures, *config.tradeoffs):
         if name in taken or name.startswith(_PREFIXES):
             raise ValueError(
-                f"conf: {name} cannot name a row, a study or a figure: it names a pipeline"
+                f"conf: {name} cannot name a row, study, figure or tradeoff: it names a pipeline"
             )
-    if clash := sorted(config.figures.keys() & {*config.rows, *studies}):
-        raise ValueError(f"conf: {clash[0]} names a figure and something else; rename one")
+    drawn = {*config.figures, *config.tradeoffs}
+    clash = sorted(drawn & {*config.rows, *studies} or config.figures.keys() & config.tradeoffs)
+    if clash:
+        raise ValueError(
+            f"conf: {clash[0]} names a figure or tradeoff and something else; rename one"
+        )
     if clash := sorted(studies & config.rows.keys()):
         raise ValueError(f"conf: {clash[0]} names both a row and a study; rename one")
 
@@ -442,6 +454,11 @@ def _sweep(name: str, row: RowConfig, config: ProjectConfig) -> Pipeline:
     ]
     made = [part for point in points for part in point.values()]
     return _sum([*made, report.create_sweep_pipeline(name, list(row.sweep.points))])
+
+
+def _tradeoff(name: str, config: ProjectConfig) -> Pipeline:
+    """Return what times the samplings of a tradeoff, and its table."""
+    return tradeoff.create_pipeline(name, config.tradeoffs[name].samplings)
 
 
 def _plan(config: ProjectConfig) -> Pipeline:

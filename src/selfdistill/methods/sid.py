@@ -209,9 +209,8 @@ class SiD(LatentMethod):
 
     def _log_variance(self, sigma: Tensor) -> Tensor | None:
         """Return EDM2's u of the fake-score network; None: it has none."""
-        if self.config.log_variance and getattr(self.fake.config, "logvar_channels", 0):
-            return self.fake.log_variance(sigma)
-        return None
+        has_one: Any = getattr(self.fake.config, "logvar_channels", 0)
+        return self.fake.log_variance(sigma) if has_one and self.config.log_variance else None
 
 
 def _beside(values: Tensor) -> Tensor:
