@@ -131,7 +131,7 @@ def test_a_sweep_measures_all_points_of_one_checkpoint_and_picks(registered, row
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"report": "dsd_s"}, "report cannot name a row, a study or a figure"),
+        ({"report": "dsd_s"}, "report cannot name a row, study, figure or tr"),
         ({"sweep_mine": "dsd_s"}, "sweep_mine cannot name"),
         ({"collapse_study": "dsd_s"}, "collapse_study names both a row and a study"),
     ],

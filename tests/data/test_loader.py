@@ -170,3 +170,17 @@ def test_what_was_not_made_of_mirrored_images_is_refused_where_they_are_shown(la
         replace(loader, images=upright)
     batch = replace(loader, images=upright, flip=False).load(np.arange(4))
     assert batch.images.shape == (4, 4, 3, 3)
+
+
+def test_a_share_of_the_data_is_the_same_images_of_all_classes_in_each_epoch(loader):
+    loader, _, _ = loader
+    some = replace(loader, share=0.3)
+    num = round(0.3 * N)
+    epochs = [some.indices(np.arange(num) + num * epoch) for epoch in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1])
+    assert len(set(epochs[0])) == num
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert max(np.diff(sorted(epochs[0]))) <= 4
+    assert np.array_equal(
+        replace(loader, share=1.0).indices(np.arange(90)), loader.indices(np.arange(90))
+    )

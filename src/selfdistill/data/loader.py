@@ -102,7 +102,9 @@ class Loader:
     teacher: nn.Module | None = None
     num_threads: int = 1
     share: float = 1.0
-    _orders: "OrderedDict[int, np.ndarray]" = field(default_factory=OrderedDict, repr=False)
+    _orders: "OrderedDict[int, np.ndarray]" = field(
+        default_factory=OrderedDict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         of = self.images.fingerprint

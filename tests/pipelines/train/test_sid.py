@@ -4,6 +4,7 @@ import pytest
 from safetensors.torch import load_file
 
 from selfdistill.methods.config import MethodConfig
+from selfdistill.methods.registry import build_network, method_around
 from selfdistill.methods.sid import SiD
 from selfdistill.networks.config import NetworkConfig
 from selfdistill.pipelines.train.job import train_row
@@ -100,3 +101,31 @@ def test_recomputed_activations_change_no_bit(run, tmp_path):
     kept, again = run(tmp_path / "a"), run(tmp_path / "b", recompute_activations=True)
     name = FILES[0]
     assert (kept.path / name).read_bytes() == (again.path / name).read_bytes()
+
+
+def test_turns_may_have_optimizers_of_their_own(run, tmp_path, train_config):
+    """SiD's generator on FFHQ has another momentum than its fake-score network."""
+    own = train_config.optimizer.model_copy(update={"lr": train_config.optimizer.lr / 4})
+    same = {"fake": train_config.optimizer}
+    common, again = run(tmp_path / "a"), run(tmp_path / "b", optimizers=same)
+    slower = run(tmp_path / "c", optimizers={"network": own})
+    weights = [load_file(one.path / FILES[0]) for one in (common, again, slower)]
+    assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
+    assert any(not value.equal(weights[2][name]) for name, value in weights[0].items())
+    with pytest.raises(
+        ValueError, match=r"optimizers\.generator: there is no such turn; there are"
+    ):
+        run(tmp_path / "d", optimizers={"generator": own})
+
+
+def test_sid2a_learns_from_the_teacher_and_starts_as_a_generator():
+    teacher, generator = (build_network(NETWORK) for _ in range(2))
+    method = method_around(generator, SIDA, {}, teacher)
+    for part, origin in (
+        (method.network, generator), (method.average, generator),
+        (method.fake, teacher), (method.frozen, teacher),
+    ):  # fmt: skip
+        own = origin.state_dict()
+        assert all(value.equal(own[name]) for name, value in part.state_dict().items())
+    trained = {name for name, value in method.named_parameters() if value.requires_grad}
+    assert {name.partition(".")[0] for name in trained} == {"network", "fake"}
