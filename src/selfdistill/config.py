@@ -26,7 +26,7 @@ _SETTINGS = (
     "tradeoffs", "vaes",
 )  # fmt: skip
 _SIZES = ("latent_size", "latent_channels")
-_ONE_OF_SEVERAL = ("method", "network", "optimizer", "target")
+_ONE_OF_SEVERAL = ("method", "network", "optimizer", "tap", "target")
 
 
 class DatasetConfig(Config):

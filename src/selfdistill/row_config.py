@@ -22,6 +22,7 @@ from selfdistill.networks.config import NetworkConfig
 from selfdistill.networks.dit_config import DiTConfig
 from selfdistill.networks.dsd_vit_config import DSDViTConfig
 from selfdistill.networks.edm_config import DenoiserConfig, EDM2Config
+from selfdistill.networks.tap_config import ChannelsTap, TapConfig
 from selfdistill.networks.text_unet_config import TextUNetConfig
 from selfdistill.pipelines.sample.config import ReconstructionConfig, SampleConfig
 from selfdistill.pipelines.train.config import TrainConfig
@@ -41,12 +42,12 @@ class _Process(NamedTuple):
     keys: frozenset[str]
 
 
-def process_of(network: Config) -> _Process:
-    """Return what samplings of a network are by."""
+def process_of(network: Config, method: Config | None = None) -> _Process:
+    """Return what samplings of a network are by, as a method asks it; None: as it is."""
+    if isinstance(network, DenoiserConfig) or isinstance(method, SiDConfig):
+        return _Process(get_args(LevelSolverName), frozenset({"levels"}))
     if isinstance(network, DiTConfig | TextUNetConfig):
         return _Process(get_args(ChainSolverName), frozenset({"times"}))
-    if isinstance(network, DenoiserConfig):
-        return _Process(get_args(LevelSolverName), frozenset({"levels"}))
     return _Process(get_args(FlowSolverName), frozenset({"timestep_shift", "last_step"}))
 
 
@@ -232,17 +233,23 @@ class RowConfig(Config):
             grids["method.grid"] = method.grid
         if of_chain and getattr(method, "time_distribution", "uniform") != "uniform":
             raise ValueError("method.time_distribution: discrete times are drawn evenly")
-        process = process_of(network)
+        process, owner = process_of(network, method), f"network {network.name}"
+        if isinstance(method, SiDConfig) and not isinstance(network, DenoiserConfig):
+            if isinstance(network, TextUNetConfig):
+                raise ValueError(
+                    "method sid distils EDM's networks, DiT, SiT and DSD: no text_unet"
+                )
+            owner += " as method sid asks it"
         for key, grid in grids.items():
             unused = GridConfig(num_steps=grid.num_steps)
             for name in _TIMES - process.keys:
                 if getattr(grid, name) != getattr(unused, name):
-                    raise ValueError(f"{key}: {name} means nothing for network {network.name}")
+                    raise ValueError(f"{key}: {name} means nothing for {owner}")
             if not isinstance(grid, SolverConfig):
                 continue
             if grid.solver not in process.solvers:
                 raise ValueError(
-                    f"{key}.solver {grid.solver!r} is not of network {network.name}: take one of "
+                    f"{key}.solver {grid.solver!r} is not of {owner}: take one of "
                     f"{', '.join(process.solvers)}"
                 )
             if grid.guided_channels is not None and of_tokens:
@@ -256,22 +263,7 @@ class RowConfig(Config):
         network, method = self.network.root, self.method.root
         of_levels = isinstance(network, DenoiserConfig)
         if isinstance(method, SiDConfig):
-            if not of_levels:
-                raise ValueError(f"method sid distils EDM's networks, not a {network.name}")
-            if method.normalize_weights and not isinstance(network, EDM2Config):
-                raise ValueError("method.normalize_weights is of EDM2's networks: set it false")
-            if self.sweep is not None:
-                raise ValueError("sweep: a one-step generator is not guided; leave it out")
-            for name, sampling in self.samplings.items():
-                if sampling.levels != (method.start_level,):
-                    raise ValueError(
-                        f"samplings.{name}.levels must be [{method.start_level}], method."
-                        "start_level: the generator denoises at no other"
-                    )
-                if sampling.guidance != 1 or sampling.churn is not None:
-                    raise ValueError(
-                        f"samplings.{name}: a one-step generator is neither guided nor churned"
-                    )
+            self._check_sid(method)
         if isinstance(method, DiffusionConfig):
             if (method.levels is not None) != of_levels:
                 what = "has to say" if of_levels else "means nothing where there are no"
@@ -285,6 +277,54 @@ class RowConfig(Config):
             )
         if of_levels and getattr(getattr(method, "target", None), "site", "output") != "output":
             raise ValueError("method.target.site: of EDM's networks the output alone is mixed")
+
+    def _check_sid(self, method: SiDConfig) -> None:
+        """Refuse networks that cannot be distilled so, and samplings in more than the one step."""
+        network = self.network.root
+        of_levels = isinstance(network, DenoiserConfig)
+        if method.normalize_weights and not isinstance(network, EDM2Config):
+            raise ValueError("method.normalize_weights is of EDM2's networks: set it false")
+        if of_levels and method.data_deviation != SiDConfig.model_fields["data_deviation"].default:
+            raise ValueError(
+                f"method.data_deviation {method.data_deviation}: network {network.name} takes 0.5 "
+                "for granted; leave the key out"
+            )
+        if method.teacher_head == "clean" and not isinstance(network, DSDViTConfig):
+            raise ValueError(f"method.teacher_head clean: network {network.name} has no such head")
+        if method.adversary is not None:
+            self._check_tap(method.adversary.tap)
+        if self.sweep is not None:
+            raise ValueError("sweep: a one-step generator is not guided; leave it out")
+        for name, sampling in self.samplings.items():
+            if sampling.levels != (method.start_level,):
+                raise ValueError(
+                    f"samplings.{name}.levels must be [{method.start_level}], method."
+                    "start_level: the generator denoises at no other"
+                )
+            if sampling.guidance != 1 or sampling.churn is not None:
+                raise ValueError(
+                    f"samplings.{name}: a one-step generator is neither guided nor churned"
+                )
+
+    def _check_tap(self, tap: TapConfig | None) -> None:
+        """Refuse a tap that the network has not, and none where it needs one."""
+        network, key = self.network.root, "method.adversary.tap"
+        if isinstance(network, DenoiserConfig):
+            if tap is not None:
+                raise ValueError(
+                    f"{key}: network {network.name} judges by its encoder; leave it out"
+                )
+            return
+        assert not isinstance(network, TextUNetConfig)  # refused before
+        if tap is None:
+            raise ValueError(
+                f"{key}: network {network.name} has no encoder to judge by; say where, e.g. "
+                "{kind: channels, block: " + f"{-(-network.depth // 2)}" + "}"
+            )
+        if isinstance(tap, ChannelsTap) and tap.block > network.depth:
+            raise ValueError(
+                f"{key}.block {tap.block}: network {network.name} has {network.depth} blocks"
+            )
 
     def _check_grid(self, method: SSDConfig | ProgressiveConfig) -> None:
         """Refuse to sample at times that the method has not tuned."""

@@ -10,6 +10,12 @@ METHODS = {
     "sid": ("selfdistill.methods.sid", "SiD"),
     "ssd": ("selfdistill.methods.ssd", "SSD"),
 }
+# A method's class around a network that it has to adapt first.
+ADAPTING = {
+    ("sid", "dit"): ("selfdistill.methods.sid_adapted", "AdaptedSiD"),
+    ("sid", "dsd_vit"): ("selfdistill.methods.sid_dsd", "DSDSiD"),
+    ("sid", "sit"): ("selfdistill.methods.sid_adapted", "AdaptedSiD"),
+}
 NETWORKS = {
     "adm": ("selfdistill.networks.edm", "EDM"),
     "ddpmpp": ("selfdistill.networks.edm", "EDM"),

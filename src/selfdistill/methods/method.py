@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -103,6 +103,19 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def released(self) -> nn.Module:
         """Return the network that samples: what another row may start from."""
+
+    @classmethod
+    def of_released(cls, network: nn.Module, config: Any, state: Mapping[str, Tensor]) -> Self:
+        """Return the method that only samples, with the weights of what `released` gave.
+
+        Args:
+            network: As built.
+            config: The objective.
+            state: The released network's.
+        """
+        network.load_state_dict(state)
+        made: Any = cls
+        return made(network, config)
 
     @abstractmethod
     def data_shape(self) -> tuple[int, ...]:

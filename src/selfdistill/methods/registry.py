@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from selfdistill.methods.config import MethodConfig
-from selfdistill.methods.known import METHODS, NETWORKS
+from selfdistill.methods.known import ADAPTING, METHODS, NETWORKS
 from selfdistill.methods.method import Method
 from selfdistill.networks.config import NetworkConfig
 
@@ -56,7 +56,14 @@ def method_around(
 ) -> Method:
     """Build the method that trains a network, which it takes over; see `build_method`."""
     taught = {} if teacher is None else {"teacher": teacher}
-    return _named(METHODS[method.root.name])(network, method.root, weights, **taught)
+    return _class_around(network, method)(network, method.root, weights, **taught)
+
+
+def method_of_released(
+    network: nn.Module, method: MethodConfig, state: Mapping[str, Tensor]
+) -> Method:
+    """Build the method that samples what its `released` gave, around a network as built."""
+    return _class_around(network, method).of_released(network, method.root, state)
 
 
 def build_network(config: NetworkConfig) -> nn.Module:
@@ -66,7 +73,15 @@ def build_network(config: NetworkConfig) -> nn.Module:
 
 def code_of(network: str, method: str) -> tuple[str, str]:
     """Return the modules of a network and a method, by their names in the configuration."""
-    return NETWORKS[network][0], METHODS[method][0]
+    return NETWORKS[network][0], _place_of(network, method)[0]
+
+
+def _place_of(network: str, method: str) -> tuple[str, str]:
+    return ADAPTING.get((method, network), METHODS[method])
+
+
+def _class_around(network: Any, method: MethodConfig) -> Any:
+    return _named(_place_of(network.config.name, method.root.name))
 
 
 def _named(place: tuple[str, str]) -> Any:

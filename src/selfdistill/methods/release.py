@@ -37,7 +37,7 @@ from selfdistill.files import atomic_path, publish_directory, sha256_of, tempora
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.config import MethodConfig
 from selfdistill.methods.method import Autoencoder, Method
-from selfdistill.methods.registry import build_network, method_around
+from selfdistill.methods.registry import build_network, method_of_released
 from selfdistill.networks.config import NetworkConfig
 from selfdistill.networks.dsd_vit import normalize_latent
 from selfdistill.networks.prompts import text_digest
@@ -193,8 +193,8 @@ class Release:
             )
         with torch.random.fork_rng(devices=[]):  # of the initial weights, which nobody will see
             network = build_network(NetworkConfig.model_validate(self.config["network"]))
-        network.load_state_dict(load_file(file))
-        method = method_around(network, MethodConfig.model_validate(self.config["method"]))
+        chosen = MethodConfig.model_validate(self.config["method"])
+        method = method_of_released(network, chosen, load_file(file))
         if getattr(method, "average", None) is not None:
             method.network = method.average  # one copy is enough
         return method.to(self.device).eval().requires_grad_(False)

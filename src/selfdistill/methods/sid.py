@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from selfdistill.data.loader import Batch
 from selfdistill.diffusion.levels import level_at, loss_weight
+from selfdistill.draws import Draws
 from selfdistill.methods.ema import half_life_decay, update_average
 from selfdistill.methods.latent_method import LatentMethod
 from selfdistill.methods.method import Losses, LossFn
@@ -36,7 +37,8 @@ class SiD(LatentMethod):
     """Generator, its average, fake-score network, and the frozen teacher.
 
     Args:
-        network: The teacher: a network that denoises at noise levels, EDM's or EDM2's.
+        network: The teacher: a network that denoises at noise levels, EDM's or EDM2's; others
+            come adapted (`methods.sid_adapted`).
         config: The objective.
         weights: Of frozen networks, of which there are none to read; None: a method that only
             samples, without fake-score network and teacher.
@@ -105,9 +107,9 @@ class SiD(LatentMethod):
         with torch.no_grad():
             x = self._generate(draws.normal("fake_z", *self.noise_shape()), labels)
         sigma = draws.normal("fake_level", 1).squeeze(1)
-        sigma = (self.config.log_mean + self.config.log_deviation * sigma).exp()
-        noise = _beside(sigma) * draws.normal("fake_eps", *self.noise_shape())
-        weight, u = loss_weight(sigma), self._log_variance(sigma)
+        sigma = self.known_level((self.config.log_mean + self.config.log_deviation * sigma).exp())
+        noise = self._noise(draws, "fake_eps", sigma)
+        weight, u = loss_weight(sigma, self.config.data_deviation), self._log_variance(sigma)
         clean, of_fake = self.fake.denoise_and_judge(x + noise, sigma, labels)
         seen, adversary = [x, clean, of_fake], self.config.adversary
         if adversary is not None:
@@ -132,8 +134,8 @@ class SiD(LatentMethod):
         self.seed_layers(batch.draws, "network")
         labels, draws = batch.labels, batch.draws
         x = self._generate(draws.normal("z", *self.noise_shape()), labels)
-        sigma = level_at(self.config.largest_share * draws.uniform("level", 1).squeeze(1))
-        x_t = x + _beside(sigma) * draws.normal("eps", *self.noise_shape())
+        sigma = self._draw_level(draws)
+        x_t = x + self._noise(draws, "eps", sigma)
         teacher = self.frozen(x_t, sigma, labels)
         fake, logits = self.fake.denoise_and_judge(x_t, sigma, labels)
         kept, (x, teacher, fake, logits) = whole_images(x, teacher, fake, logits)
@@ -177,8 +179,8 @@ class SiD(LatentMethod):
         for part, _ in modes:
             part.eval()
         x = self._generate(draws.normal("z", *self.noise_shape()), labels)
-        sigma = level_at(self.config.largest_share * draws.uniform("level", 1).squeeze(1))
-        noise = _beside(sigma) * draws.normal("eps", *self.noise_shape())
+        sigma = self._draw_level(draws)
+        noise = self._noise(draws, "eps", sigma)
         teacher = self.frozen(x + noise, sigma, labels)
         fake, logits = self.fake.denoise_and_judge(x + noise, sigma, labels)
         found = {"score_gap": float((teacher - fake).square().mean())}
@@ -194,6 +196,10 @@ class SiD(LatentMethod):
             part.train(training)
         return found
 
+    def known_level(self, sigma: Tensor) -> Tensor:
+        """Return the noise levels that the networks know next to drawn ones, (N,): these."""
+        return sigma
+
     def network_at(self, t: float) -> nn.Module:
         """Return the averaged generator."""
         return self.average
@@ -203,18 +209,24 @@ class SiD(LatentMethod):
         return self.average
 
     def _generate(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Return generated data, (N, C, h, w), of standard normal noise (N, C, h, w)."""
+        """Return generated data of standard normal noise, (N, *noise_shape()) both."""
         level = torch.full((len(z),), self.config.start_level, device=z.device)
         return self.network(self.config.start_level * z, level, labels)
+
+    def _draw_level(self, draws: Draws) -> Tensor:
+        """Return the noise levels at which generated data are judged, (N,)."""
+        share = self.config.largest_share * draws.uniform("level", 1).squeeze(1)
+        return self.known_level(level_at(share))
+
+    def _noise(self, draws: Draws, name: str, sigma: Tensor) -> Tensor:
+        """Return noise of levels (N,), (N, *noise_shape())."""
+        shape = self.noise_shape()
+        return sigma.view(-1, *[1] * len(shape)) * draws.normal(name, *shape)
 
     def _log_variance(self, sigma: Tensor) -> Tensor | None:
         """Return EDM2's u of the fake-score network; None: it has none."""
         has_one: Any = getattr(self.fake.config, "logvar_channels", 0)
         return self.fake.log_variance(sigma) if has_one and self.config.log_variance else None
-
-
-def _beside(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)
 
 
 def _kept(losses: Losses, kept: Tensor) -> Losses:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from selfdistill.base_config import Config
 from selfdistill.methods.objective import Objective
+from selfdistill.networks.tap_config import TapConfig
 
 Weight = Annotated[float, Field(ge=0)]
 NumImages = Annotated[int, Field(ge=0)]
@@ -21,6 +22,7 @@ class AdversaryConfig(Config):
         joins_nimg: Images until its term joins SiD's, half and half: 200,000.
         largest_gradient: Elements of the fake-score network's gradient are clipped there: 1 for
             EDM; None, as for EDM2: they are not.
+        tap: Where a transformer judges; None, as for EDM's networks: behind their encoder.
     """
 
     generator_weight: Weight
@@ -28,6 +30,7 @@ class AdversaryConfig(Config):
     rests_nimg: NumImages
     joins_nimg: NumImages
     largest_gradient: Annotated[float, Field(gt=0)] | None
+    tap: TapConfig | None = None
 
 
 class SiDConfig(Objective):
@@ -47,6 +50,11 @@ class SiDConfig(Objective):
         ramp_up: The half-life is at most this share of the images seen: 0.05.
         normalize_weights: Whether EDM2's weights are brought back to their norm after each step.
         log_variance: Whether EDM2's log-variance takes part, of networks that have one.
+        data_deviation: sigma_data of the weight of the fake-score network's error: 0.5, which EDM's
+            networks take for granted; about 1 of latents of DSD, or of a VAE as DiT scales them.
+        teacher_head: Of a DSD teacher, whose clean latents are learned from: the velocity's, by
+            which it samples, or its clean head's, by which it was trained. The latter is right only
+            of a network that nobody has tuned since.
         adversary: SiDA's terms; None: SiD, which sees no image.
     """
 
@@ -62,6 +70,8 @@ class SiDConfig(Objective):
     ramp_up: Annotated[float, Field(gt=0)]
     normalize_weights: bool
     log_variance: bool = True
+    data_deviation: Annotated[float, Field(gt=0)] = 0.5
+    teacher_head: Literal["velocity", "clean"] = "velocity"
     adversary: AdversaryConfig | None
 
     @property

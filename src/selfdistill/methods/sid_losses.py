@@ -18,8 +18,8 @@ class Denoised(NamedTuple):
     """What the two frozen networks make of a generated image with noise.
 
     Attributes:
-        teacher: f_phi, (N, C, h, w).
-        fake: f_psi, (N, C, h, w).
+        teacher: f_phi, (N, ...).
+        fake: f_psi, (N, ...).
     """
 
     teacher: Tensor
@@ -30,8 +30,8 @@ def pixel_weight(x: Tensor, teacher: Tensor) -> Tensor:
     """Return 1 / mean |x - f_phi|, (N,): by it far and near images weigh alike; no gradient.
 
     Args:
-        x: Generated images, (N, C, h, w).
-        teacher: f_phi, (N, C, h, w).
+        x: Generated images, (N, ...).
+        teacher: f_phi, (N, ...).
     """
     distance = (x - teacher).detach().float().abs().flatten(1).mean(dim=1)
     return 1 / distance.clamp(min=_NEAREST)
@@ -44,15 +44,15 @@ def score_identity(x: Tensor, denoised: Denoised, alpha: float) -> Tensor:
     through both networks to the image. It may be negative, and tells nothing of convergence.
 
     Args:
-        x: Generated images, (N, C, h, w).
+        x: Generated images, (N, ...).
         denoised: Of the images with noise.
         alpha: Weight of the biased part of the estimate.
 
     Returns:
-        (N, C, h, w).
+        (N, ...).
     """
     gap = denoised.teacher - denoised.fake
-    weight = pixel_weight(x, denoised.teacher).view(-1, 1, 1, 1)
+    weight = _beside(x, pixel_weight(x, denoised.teacher))
     return gap * ((denoised.teacher - x) - alpha * gap) * weight
 
 
@@ -63,9 +63,9 @@ def deception(x: Tensor, teacher: Tensor, logits: Tensor, kept: Tensor | None = 
     the place of a pixel: SiDA's fakeness of a batch.
 
     Args:
-        x: Generated images, (N, C, h, w).
-        teacher: f_phi of them with noise, (N, C, h, w).
-        logits: Of the fake-score network's encoder, of the same, (N, 1, h', w').
+        x: Generated images, (N, ...).
+        teacher: f_phi of them with noise, (N, ...).
+        logits: Of the fake-score network's encoder, of the same, (N, 1, ...).
         kept: Which of the images count, (N,); None: all.
     """
     clamped = logits.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
@@ -73,19 +73,19 @@ def deception(x: Tensor, teacher: Tensor, logits: Tensor, kept: Tensor | None = 
 
 
 def denoising(x: Tensor, fake: Tensor, weight: Tensor, log_variance: Tensor | None) -> Tensor:
-    """Return the fake-score network's weighted squared error, pixelwise, (N, C, h, w).
+    """Return the fake-score network's weighted squared error, pixelwise, (N, ...).
 
     Args:
-        x: Generated images, without gradient, (N, C, h, w).
-        fake: f_psi of them with noise, (N, C, h, w).
+        x: Generated images, without gradient, (N, ...).
+        fake: f_psi of them with noise, (N, ...).
         weight: EDM's, (N,).
         log_variance: u of EDM2: the error is divided by e^u, and u added; None: the network has
             none.
     """
-    error = weight.view(-1, 1, 1, 1) * (fake - x).square()
+    error = _beside(x, weight) * (fake - x).square()
     if log_variance is None:
         return error
-    u = log_variance.view(-1, 1, 1, 1)
+    u = _beside(x, log_variance)
     return error / u.exp() + u
 
 
@@ -95,7 +95,7 @@ def discrimination(
     """Return the discriminator's cross-entropy, weighted image by image, (N,) (SiDA, Eq. 9).
 
     Args:
-        of_real: Logits of real images with noise, (N, 1, h', w').
+        of_real: Logits of real images with noise, (N, 1, ...).
         of_fake: Of generated ones with the same noise.
         weight: EDM's, (N,), over e^u if there is one.
         kept: Which of the images count, (N,); None: all.
@@ -113,6 +113,11 @@ def whole_images(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
     kept = torch.stack(flags).all(dim=0)
     beside = (kept.view(-1, *[1] * (tensor.ndim - 1)) for tensor in tensors)
     return kept, [tensor.where(flag, 0) for tensor, flag in zip(tensors, beside, strict=True)]
+
+
+def _beside(x: Tensor, values: Tensor) -> Tensor:
+    """Return values (N,) so that they broadcast with x, (N, ...)."""
+    return values.view(-1, *[1] * (x.ndim - 1))
 
 
 def _mean(values: Tensor, kept: Tensor | None) -> Tensor:

@@ -148,8 +148,12 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """(N, L, D) tokens and (N, D) conditions -> (N, L, P)."""
+        return self.linear(self.modulated(x, condition))
+
+    def modulated(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Return what is projected, (N, L, D)."""
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+        return modulate(self.norm_final(x), shift, scale)
 
 
 def position_table(grid: int, width: int) -> Tensor:
@@ -262,6 +266,17 @@ class Transformer(nn.Module):
                 x, found = block(x, condition, fusion.site, fusion.weight, fusion.recorded[number])
             recorded.append(found)
         return x, recorded
+
+    def run_part(self, x: Tensor, condition: Tensor, first: int, last: int) -> Tensor:
+        """Return what blocks `first` to `last` - 1 make of tokens (N, L, D)."""
+        for block in self.blocks[first:last]:
+            x, _ = block(x, condition)
+        return x
+
+    def last_tokens(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Return what the last layer projects to patches, (N, L, D), float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.final_layer.modulated(x.float(), condition.float())
 
     def to_latents(self, x: Tensor, condition: Tensor) -> Tensor:
         """Return the last layer's patches as an image, (N, out_channels, h, w), float32."""

@@ -157,8 +157,12 @@ class OutputLayer(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """(N, L, D) tokens and (N, D) conditions -> (N, L, C)."""
+        return self.linear(self.modulated(x, condition))
+
+    def modulated(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Return what is projected, (N, L, D)."""
         shift, scale = self.modulation(F.silu(condition)).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm(x), shift, scale))
+        return modulate(self.norm(x), shift, scale)
 
 
 class TimeEmbedding(nn.Module):
