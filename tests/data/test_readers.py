@@ -1,9 +1,11 @@
+import gzip
 import hashlib
 import io
 import json
 import pickle
 import tarfile
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,65 @@ def write_parquet(
 
 def numbered(count: int, num_classes: int = 2) -> list[tuple[bytes | None, int | None]]:
     return [(f"image {k}".encode(), k % num_classes) for k in range(count)]
+
+
+class Touching:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def write_edm(path: Path, images: list[list], *, given: object = ..., compression=0) -> Path:
+    """Write a zip or a folder as dataset_tool.py does; `given` stands for other labels."""
+    files = {name: f"bytes of {name}".encode() for name, _ in images}
+    files["dataset.json"] = json.dumps({"labels": images if given is ... else given}).encode()
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+        return path
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+def cifar10_batch(number: int, count: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(number)
+    return rng.integers(0, 10, count), rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+
+
+def write_cifar10(folder: Path, version: str, *, packed: bool = True) -> Path:
+    """Write one of CIFAR-10's versions with four images a batch, as its archive or unpacked."""
+    names = ["airplane", "automobile", *(f"class_{k}" for k in range(2, 10))]
+    binary = version == "binary"
+    top = "cifar-10-batches-bin" if binary else "cifar-10-batches-py"
+    files: dict[str, bytes] = {}
+    for number in (3, 1, 2, 5, 4, 6):
+        name = f"data_batch_{number}" if number < 6 else "test_batch"
+        labels, pixels = cifar10_batch(number)
+        if binary:
+            records = np.concatenate([labels[:, None].astype(np.uint8), pixels], 1)
+            files[f"{name}.bin"] = records.tobytes()
+        else:
+            batch = {b"labels": labels.tolist(), b"data": pixels, b"batch_label": b"batch"}
+            files[name] = pickle.dumps(batch, 2)
+    if binary:
+        files["batches.meta.txt"] = ("\n".join(names) + "\n\n").encode()
+    else:
+        files["batches.meta"] = pickle.dumps({b"label_names": [n.encode() for n in names]}, 2)
+    if packed:
+        path = folder / f"cifar-10-{version}.tar.gz"
+        path.write_bytes(gzip.compress(tar({f"{top}/{name}": files[name] for name in files}), 1))
+        return path
+    for name, data in files.items():
+        (folder / top).mkdir(exist_ok=True)
+        (folder / top / name).write_bytes(data)
+    return folder / top
 
 
 def facts(reader: Reader) -> list[tuple[str, int, bytes]]:
@@ -236,6 +297,154 @@ class TestImageNetTar:
             open_reader(folders, "imagenet_tar")
 
 
+class TestUnlabelled:
+    def test_images_anywhere_are_of_one_class_and_sorted_by_path(self, folders):
+        (folders / "top.png").write_bytes(b"top")
+        (folders / "n01" / "deep").mkdir()
+        (folders / "n01" / "deep" / "x.png").write_bytes(b"deep")
+        (folders / "n01" / "notes.txt").touch()
+        (folders / ".hidden").mkdir()
+        (folders / ".hidden" / "y.png").touch()
+        reader = open_reader(folders, "unlabelled")
+        assert reader.class_names == ["unlabelled"]
+        assert [(image.key, image.label) for image in reader.iterate()] == [
+            (key, 0)
+            for key in (
+                "n01/a.jpg", "n01/b.JPEG", "n01/c.png", "n01/deep/x.png", "n02/z.JPEG",
+                "n10/x.JPEG", "n10/y.webp", "top.png",
+            )
+        ]  # fmt: skip
+        assert next(reader.part(3, 4).iterate()).data == b"deep"
+
+    def test_folder_without_images_and_a_file_are_refused(self, tmp_path):
+        (tmp_path / "inside").mkdir()
+        (tmp_path / "x.zip").touch()
+        with pytest.raises(ValueError, match="holds no images; put some"):
+            open_reader(tmp_path, "unlabelled")
+        with pytest.raises(ValueError, match="a zip with layout: edm"):
+            open_reader(tmp_path / "x.zip", "unlabelled")
+
+    def test_no_image_is_read_twice_through_a_link(self, folders):
+        (folders / "n01" / "back").symlink_to(folders)
+        with pytest.raises(ValueError, match="back: is read already; remove the link"):
+            open_reader(folders, "unlabelled")
+
+
+class TestEDM:
+    LABELS = [["00000/img1.png", 1], ["00000/img0.png", 0], ["00001/img2.png", 1]]
+
+    def test_zip_and_folder_are_the_same_and_nothing_is_written(self, tmp_path):
+        path = write_edm(tmp_path / "x.zip", self.LABELS)
+        of_zip = open_reader(path, "edm")
+        of_folder = open_reader(write_edm(tmp_path / "folder", self.LABELS), "edm")
+        assert of_zip.class_names == of_folder.class_names == ["0", "1"]
+        assert facts(of_zip) == facts(of_folder)
+        assert facts(of_zip)[:2] == [
+            ("00000/img0.png", 0, b"bytes of 00000/img0.png"),
+            ("00000/img1.png", 1, b"bytes of 00000/img1.png"),
+        ]
+        assert of_zip.fingerprint == of_folder.fingerprint
+        assert next(of_zip.part(2, 3).iterate()).source == "x.zip:00001/img2.png"
+
+    @pytest.mark.parametrize("kind", ["x.zip", "folder"])
+    def test_without_labels_all_are_of_one_class(self, tmp_path, kind):
+        reader = open_reader(write_edm(tmp_path / kind, self.LABELS, given=None), "edm")
+        assert reader.class_names == ["unlabelled"]
+        assert reader.labels.tolist() == [0, 0, 0]
+
+    def test_fingerprint_sees_the_labels(self, tmp_path):
+        others = [[name, 1 - label] for name, label in self.LABELS]
+        seen = {
+            open_reader(write_edm(tmp_path / f"{k}.zip", labels), "edm").fingerprint
+            for k, labels in enumerate((self.LABELS, others))
+        }
+        assert len(seen) == 2
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ([["00000/img0.png", 0]], "has no label for 2 images"),
+            ([*LABELS, ["lost.png", 0]], r"1 of the 4 labelled images are absent, lost\.png"),
+            ([[name, 2 * label] for name, label in LABELS], "class 1 for one; take the whole"),
+            ([[name, [0.5]] for name, _ in LABELS], "which is no class index"),
+            ([[name, -1] for name, _ in LABELS], "which is no class index"),
+            ([[name, 10**9] for name, _ in LABELS], "which is no class index"),
+            (7, "not as dataset_tool.py writes it"),
+        ],
+    )
+    def test_wrong_labels_are_refused(self, tmp_path, given, message):
+        path = write_edm(tmp_path / "x.zip", self.LABELS, given=given)
+        with pytest.raises(ValueError, match=message):
+            open_reader(path, "edm")
+
+    def test_compressed_damaged_and_empty_zips_are_refused(self, tmp_path):
+        path = write_edm(tmp_path / "x.zip", self.LABELS, compression=zipfile.ZIP_DEFLATED)
+        with pytest.raises(ValueError, match=r"img0\.png is compressed.*; unpack the zip"):
+            open_reader(path, "edm")
+        path.write_bytes(write_edm(tmp_path / "y.zip", self.LABELS).read_bytes()[:-9])
+        with pytest.raises(ValueError, match="not a whole zip"):
+            open_reader(path, "edm")
+        with pytest.raises(ValueError, match="holds no images"):
+            open_reader(write_edm(tmp_path / "z.zip", []), "edm")
+
+
+class TestCifar10:
+    def test_a_record_is_a_label_and_three_planes(self, tmp_path):
+        reader = open_reader(write_cifar10(tmp_path, "binary"), "cifar10", "train")
+        labels, pixels = cifar10_batch(2)
+        image = list(reader.iterate())[5]
+        assert len(reader) == 20
+        assert reader.class_names[:2] == ["airplane", "automobile"]
+        assert (image.key, image.label) == ("data_batch_2/00001", labels[1])
+        assert image.source == "cifar-10-binary.tar.gz:data_batch_2.bin:1"
+        expected = pixels[1].reshape(3, 32, 32).transpose(1, 2, 0)
+        np.testing.assert_array_equal(np.asarray(decode_rgb(image.data)), expected)
+
+    def test_both_versions_packed_or_not_are_the_same_images(self, tmp_path):
+        readers = [
+            open_reader(write_cifar10(tmp_path, version, packed=packed), "cifar10", split)
+            for split in ("test", "train")
+            for version in ("binary", "python")
+            for packed in (True, False)
+        ]
+        for reader in readers:
+            same = readers[0] if len(reader) == 4 else readers[-1]
+            assert facts(reader) == facts(same)
+            assert reader.fingerprint == same.fingerprint
+        assert readers[0].fingerprint != readers[-1].fingerprint
+
+    def test_a_pickle_that_runs_something_is_refused_and_not_run(self, tmp_path):
+        path = write_cifar10(tmp_path, "python", packed=False)
+        trace = tmp_path / "trace"
+        (path / "data_batch_3").write_bytes(pickle.dumps(Touching(trace)))
+        with pytest.raises(ValueError, match="data_batch_3 is not a pickle of arrays"):
+            open_reader(path, "cifar10", "train")
+        assert not trace.exists()
+
+    def test_other_folders_splits_and_damage_are_refused(self, tmp_path):
+        path = write_cifar10(tmp_path, "binary")
+        with pytest.raises(ValueError, match="no split 'val'; take train or test"):
+            open_reader(path, "cifar10", "val")
+        with pytest.raises(ValueError, match="needs a split"):
+            open_reader(path, "cifar10")
+        with pytest.raises(ValueError, match="neither version of CIFAR-10"):
+            open_reader(tmp_path, "cifar10", "train")
+        path.write_bytes(path.read_bytes()[:-2000])
+        with pytest.raises(ValueError, match="not a whole tar"):
+            open_reader(path, "cifar10", "train")
+        folder = write_cifar10(tmp_path, "binary", packed=False)
+        (folder / "data_batch_4.bin").write_bytes(b"x" * 3074)
+        with pytest.raises(ValueError, match=r"data_batch_4\.bin ends within an image"):
+            open_reader(folder, "cifar10", "train")
+
+    def test_a_batch_that_changed_since_the_scan_stops_the_run(self, tmp_path):
+        path = write_cifar10(tmp_path, "binary", packed=False)
+        reader = open_reader(path, "cifar10", "test")
+        (path / "test_batch.bin").write_bytes(bytes(4 * 3073))
+        with pytest.raises(OSError, match=r"test_batch\.bin: cannot be read: it is not what was"):
+            list(reader.iterate())
+
+
 class TestParquet:
     def test_images_of_all_files_follow_each_other(self, tmp_path):
         write_parquet(tmp_path / "train-00000-of-00002.parquet", numbered(7), names=["cat", "dog"])
@@ -332,13 +541,18 @@ class TestParquet:
         ]
 
 
-@pytest.fixture(params=["class_folders", "imagenet_tar", "parquet"])
+@pytest.fixture(params=["class_folders", "imagenet_tar", "parquet", "unlabelled", "edm", "cifar10"])
 def reader(request, tmp_path) -> Reader:
+    if request.param == "cifar10":
+        return open_reader(write_cifar10(tmp_path, "binary"), "cifar10", "train")
+    if request.param == "edm":
+        labels = [[f"{k // 3}/{k}.png", k % 3] for k in range(8)]
+        return open_reader(write_edm(tmp_path / "x.zip", labels), "edm")
     if request.param == "parquet":
         write_parquet(tmp_path / "train-00000-of-00002.parquet", numbered(7))
         write_parquet(tmp_path / "train-00001-of-00002.parquet", numbered(5))
         return open_reader(tmp_path, "parquet", "train")
-    name = {"class_folders": "folders", "imagenet_tar": "nested_tar"}[request.param]
+    name = {"imagenet_tar": "nested_tar"}.get(request.param, "folders")
     return open_reader(request.getfixturevalue(name), request.param)
 
 

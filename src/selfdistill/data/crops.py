@@ -1,10 +1,11 @@
 """Bytes of an image file -> pixels of a square image, as guided-diffusion (ADM) and EDM do it.
 
-Every reference statistic published for ImageNet at 64, 256 and 512 was made of images cropped as
-ADM does, so the crop is part of the metric's protocol: another filter, another rounding or another
-reading of orientation and colour profiles is another dataset. EDM and EDM2 crop ImageNet likewise:
-their `center-crop-dhariwal` is ADM's crop. EDM's `center-crop` is another one; on the square images
-of FFHQ and AFHQ-v2, which EDM scales without a crop, it is that scaling.
+A reference statistic was made of images cropped in one way, so the crop is part of the metric's
+protocol: another filter, another rounding or another reading of orientation and colour profiles is
+another dataset. ADM's statistics of ImageNet at 64, 256 and 512 are of images cropped as ADM does,
+and so are EDM2's: its `center-crop-dhariwal` is ADM's crop. EDM's ImageNet at 64 is not: its README
+has dataset_tool.py `center-crop` it, and keeps other statistics for ADM's network. On the square
+images of FFHQ and AFHQ-v2, which EDM scales without a crop, that crop is that scaling.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Raw images that are files in class folders, or members of ImageNet's tars."""
+"""Raw images that are files, in class folders or not, or members of ImageNet's tars."""
 
 import os
 import tarfile
@@ -19,6 +19,7 @@ from selfdistill.data.raw import RawImage, digest_of, unreadable
 
 _SUFFIXES = frozenset({"jpeg", "jpg", "png", "bmp", "gif", "pgm", "ppm", "tif", "tiff", "webp"})
 _SCAN_THREADS = 16  # they hide the latency of network file systems, not computation
+UNLABELLED = "unlabelled"  # the one class of images without classes
 
 
 class _ClassTar(NamedTuple):
@@ -172,11 +173,28 @@ def scan_class_folders(root: Path) -> FileReader:
         raise ValueError(f"{root}: is a file; for ImageNet's tar use layout: imagenet_tar")
     folders = sorted(entry.name for entry in _entries(root) if entry.is_dir())
     if not folders:
-        raise ValueError(f"{root}: no class folders; images must lie in {root / '<class>'}")
+        raise ValueError(
+            f"{root}: no class folders; images must lie in {root / '<class>'}, or without classes, "
+            "take layout: unlabelled"
+        )
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
         found = list(pool.map(lambda folder: _images_in_folder(root, folder), folders))
     _check_no_class_is_empty(root, folders, found)
     return FileReader.of(root, folders, found)
+
+
+def scan_unlabelled(root: Path) -> FileReader:
+    """Index all images below a folder, sorted by path, as images of one class.
+
+    Raises:
+        ValueError: If there are none, or a link leads to a folder that is there already.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: is a file; name a folder of images, or a zip with layout: edm")
+    images = images_below(root)
+    if not images.keys:
+        raise ValueError(f"{root}: holds no images; put some ({_suffixes()}) anywhere below it")
+    return FileReader.of(root, [UNLABELLED], [images])
 
 
 def scan_imagenet_tar(path: Path) -> FileReader:
@@ -207,7 +225,12 @@ def _last(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _is_image(name: str) -> bool:
+def _suffixes() -> str:
+    return ", ".join(sorted(_SUFFIXES))
+
+
+def is_image(name: str) -> bool:
+    """Return whether the name of a file is that of an image, and not hidden."""
     last = _last(name)
     return not last.startswith(".") and last.rpartition(".")[2].lower() in _SUFFIXES
 
@@ -216,10 +239,46 @@ def _is_class_tar(name: str) -> bool:
     return not _last(name).startswith(".") and name.endswith(".tar")
 
 
+def images_below(root: Path) -> ClassImages:
+    """Return the images anywhere below a folder, sorted by path; hidden ones are left out.
+
+    Raises:
+        ValueError: If a link leads to a folder that is there already.
+    """
+    members: list[_Member] = []
+    folders, seen = [""], {root.resolve()}
+    with ThreadPoolExecutor(_SCAN_THREADS) as pool:
+        while folders:
+            inside = list(pool.map(lambda folder: _entries(root / folder), folders))
+            sizes = pool.map(_sizes_of_images, inside)
+            below = []
+            for folder, entries, found in zip(folders, inside, sizes, strict=True):
+                prefix = f"{folder}/" if folder else ""
+                members += (_Member(prefix + name, 0, size) for name, size in found)
+                below += [prefix + entry.name for entry in entries if entry.is_dir()]
+            for folder in below:
+                place = (root / folder).resolve()
+                if place in seen:
+                    raise ValueError(f"{root / folder}: is read already; remove the link")
+                seen.add(place)
+            folders = below
+    members.sort()
+    return _of_members([member.name for member in members], members)
+
+
+def _sizes_of_images(entries: Iterable[os.DirEntry[str]]) -> list[tuple[str, int]]:
+    images = (entry for entry in entries if is_image(entry.name) and entry.is_file())
+    return [(entry.name, entry.stat().st_size) for entry in images]
+
+
 def _class_images(class_name: str, found: Iterable[_Member]) -> ClassImages:
     members = sorted(found)
+    return _of_members([f"{class_name}/{member.name}" for member in members], members)
+
+
+def _of_members(keys: list[str], members: Sequence[_Member]) -> ClassImages:
     return ClassImages(
-        [f"{class_name}/{member.name}" for member in members],
+        keys,
         np.array([member.offset for member in members], dtype=np.int64),
         np.array([member.size for member in members], dtype=np.int64),
     )
@@ -229,11 +288,7 @@ def _images_in_folder(root: Path, folder: str) -> ClassImages:
     """Return the images in a class folder."""
     return _class_images(
         folder,
-        (
-            _Member(entry.name, 0, entry.stat().st_size)
-            for entry in _entries(root / folder)
-            if _is_image(entry.name) and entry.is_file()
-        ),
+        (_Member(name, 0, size) for name, size in _sizes_of_images(_entries(root / folder))),
     )
 
 
@@ -245,7 +300,7 @@ def _check_no_class_is_empty(
         listed = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
         raise ValueError(
             f"{path}: {len(empty)} of {len(names)} classes hold no images: {listed}; add their "
-            f"images ({', '.join(sorted(_SUFFIXES))}) or remove them"
+            f"images ({_suffixes()}) or remove them"
         )
 
 
@@ -308,6 +363,6 @@ def _images_in_tar(root: Path, tar: _ClassTar) -> ClassImages:
     images = {
         name: _Member(name, member.offset_data, member.size)
         for member in _tar_members(root / tar.file, tar.offset, tar.offset + tar.size)
-        if _is_image(name := member.name.removeprefix("./").removeprefix(f"{tar.class_name}/"))
+        if is_image(name := member.name.removeprefix("./").removeprefix(f"{tar.class_name}/"))
     }
     return _class_images(tar.class_name, images.values())

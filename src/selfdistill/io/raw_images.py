@@ -16,10 +16,11 @@ class RawImagesDataset(AbstractDataset[Iterable[tuple[str, bytes]], Reader]):
     """Raw images, loaded as a reader.
 
     Args:
-        path: A folder of class folders, a tar or a folder of tars, a Parquet file or a folder of
-            them, a folder of COCO's.
-        layout: Which of these: "class_folders", "imagenet_tar", "parquet" or "coco".
-        split: Of Parquet files, those whose names start with this; of COCO's, e.g. "val2014".
+        path: As `selfdistill.data.readers.open_reader` takes it.
+        layout: What is there: "class_folders", "imagenet_tar", "parquet", "coco", "unlabelled",
+            "edm" or "cifar10".
+        split: Of Parquet files, those whose names start with this; of COCO's, e.g. "val2014"; of
+            CIFAR-10's own archives, "train" or "test".
         metadata: For Kedro-Viz.
     """
 
