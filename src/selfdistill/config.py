@@ -300,6 +300,11 @@ class ProjectConfig(Config):
                 f"{name}.sweep.metric {row.sweep.metric!r} is not among evaluation.metrics: "
                 f"{', '.join(self.evaluation.metrics)}"
             )
+        if row.selection is not None and row.selection.metric not in self.evaluation.metrics:
+            raise ValueError(
+                f"{name}.selection.metric {row.selection.metric!r} is not among evaluation.metrics,"
+                f" which the reference is made for: {', '.join(self.evaluation.metrics)}"
+            )
         names = [*row.samplings, *(row.sweep.points if row.sweep else ())]
         names += ["reconstruction"] if row.reconstruction else []
         if twice := sorted({one for one in names if names.count(one) > 1}):

@@ -326,6 +326,7 @@ def _row_stages(name: str, row: RowConfig, config: ProjectConfig) -> dict[str, P
     if row.reconstruction is not None:
         samplings.append(_reconstruction(name, row.reconstruction.data, config))
     network = {"params:network": f"params:{config.owner_of_network(name)}.network"}
+    selecting = _selecting(name, row, config)
     if row.train is None:
         made = Pipeline(
             train.create_adopting_pipeline(), namespace=name, inputs=inputs, parameters=network
@@ -337,10 +338,11 @@ def _row_stages(name: str, row: RowConfig, config: ProjectConfig) -> dict[str, P
                 teacher=teacher,
                 starts=row.start is not None,
                 taught=taught_by is not None,
+                selecting=selecting.arguments,
             ),
             namespace=name,
-            inputs={**inputs, **frozen},
-            parameters={**_MACHINE, **online, **network},
+            inputs={**inputs, **frozen, **selecting.inputs},
+            parameters={**_MACHINE, **online, **network, **selecting.parameters},
         )
     stages = {
         "train": made,
@@ -359,6 +361,38 @@ def _row_stages(name: str, row: RowConfig, config: ProjectConfig) -> dict[str, P
             parameters=_decoder(row, config),
         )
     return stages
+
+
+class _Selecting(NamedTuple):
+    """What a training takes beside to select its best state; nothing, where it does not.
+
+    Attributes:
+        arguments: Of the node, and what they are called in the stage.
+        inputs: What stands in the catalog for these.
+        parameters: What stands in conf for these.
+    """
+
+    arguments: dict[str, str]
+    inputs: dict[str, str]
+    parameters: dict[str, str]
+
+
+def _selecting(name: str, row: RowConfig, config: ProjectConfig) -> _Selecting:
+    if row.selection is None:
+        return _Selecting({}, {}, {})
+    weights = evaluate.weights_inputs(weights_of(needs_of([row.selection.metric])))
+    parameters = {
+        "params:sampling": f"params:{name}.samplings.{row.selection.sampling}",
+        **_decoder(row, config),
+    }
+    if "profile" in config.evaluation.model_fields_set:
+        parameters["params:profile"] = "params:evaluation.profile"
+    arguments = {key.removeprefix("params:"): key for key in ("params:selection", *parameters)}
+    return _Selecting(
+        {**arguments, "reference": "reference", **weights},
+        {"reference": f"{row.data}.reference", **{entry: entry for entry in weights.values()}},
+        parameters,
+    )
 
 
 def _sampling(
@@ -496,6 +530,7 @@ def _plan(config: ProjectConfig) -> Pipeline:
             trained=row.train is not None,
             samplings=bool(row.samplings),
             online_teacher=online,
+            selecting=row.selection is not None,
             reconstructed=of,
             decoded=bool(decoder),
         )
@@ -521,4 +556,5 @@ def _report(paper: str, lines: dict[str, RowConfig]) -> Pipeline:
         for sampling in _measured(row)
     ]
     trained = [name for name, row in lines.items() if row.train is not None]
-    return report.create_pipeline(paper, entries, trained)
+    selecting = [name for name in trained if lines[name].selection is not None]
+    return report.create_pipeline(paper, entries, trained, selecting)

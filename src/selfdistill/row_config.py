@@ -26,6 +26,7 @@ from selfdistill.networks.tap_config import ChannelsTap, TapConfig
 from selfdistill.networks.text_unet_config import TextUNetConfig
 from selfdistill.pipelines.sample.config import ReconstructionConfig, SampleConfig
 from selfdistill.pipelines.train.config import TrainConfig
+from selfdistill.pipelines.train.selection_config import SelectionConfig
 
 _TIMES = frozenset({"timestep_shift", "last_step", "times", "levels"})
 
@@ -137,6 +138,7 @@ class RowConfig(Config):
         network: The architecture; a row that starts from another one has that row's.
         method: The objective.
         train: The loop's parameters; None: the checkpoint is the start as it is.
+        selection: How the best state of the training is selected; None: the last one is taken.
         samplings: Samplings of the one checkpoint, by name; a case of a study may have none.
         reconstruction: What the checkpoint encodes and decodes; None: nothing.
         sweep: Samplings that guidance is picked from; None: there is no sweep.
@@ -151,6 +153,7 @@ class RowConfig(Config):
     network: NetworkConfig
     method: MethodConfig
     train: TrainConfig | None
+    selection: SelectionConfig | None = None
     samplings: dict[str, SampleConfig] = {}
     reconstruction: ReconstructionConfig | None = None
     sweep: SweepConfig | None = None
@@ -189,7 +192,39 @@ class RowConfig(Config):
             raise ValueError(f"start.teacher: {what} learns from no other network")
         if self.train is None and self.teacher == "online":
             raise ValueError("teacher online is of a training: leave it out, or give `train`")
+        if self.selection is not None:
+            self._check_selection(self.selection)
         return self
+
+    def _check_selection(self, selection: SelectionConfig) -> None:
+        """Refuse to select what is not trained, by samples that are not the row's, or by its own.
+
+        A number that something was selected by is no measurement of it.
+        """
+        if self.train is None:
+            raise ValueError("selection is of a training: leave it out, or give `train`")
+        if selection.sampling not in self.samplings:
+            raise ValueError(
+                f"selection.sampling: the row has no sampling {selection.sampling!r}; it has "
+                f"{', '.join(self.samplings) or 'none'}"
+            )
+        if selection.nimg % self.train.log_nimg:
+            raise ValueError(
+                f"selection.nimg {selection.nimg} is no multiple of train.log_nimg "
+                f"{self.train.log_nimg}"
+            )
+        if self.samplings[selection.sampling].data not in (None, self.data):
+            raise ValueError(
+                f"selection.sampling {selection.sampling!r} is of other data than the row's "
+                f"{self.data}: name one of its own"
+            )
+        points = self.sweep.points if self.sweep else {}
+        for name, sampling in {**self.samplings, **points}.items():
+            if sampling.seed == selection.seed:
+                raise ValueError(
+                    f"selection.seed {selection.seed} is that of the sampling {name!r}, whose "
+                    "numbers would be of the noise that the state was selected by: take another"
+                )
 
     def _check_hooked(self) -> None:
         """Refuse what a network cannot do whose passes are mixed by hooks."""

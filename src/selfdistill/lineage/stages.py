@@ -18,9 +18,11 @@ from kedro.pipeline.node import Node
 
 from selfdistill.config import ProjectConfig
 from selfdistill.config_loader import CHANGES, ProjectConfigLoader, merged
+from selfdistill.diffusion.config import SolverConfig
 from selfdistill.io.report import CurvesDataset, MetricsDataset, PictureDataset
 from selfdistill.methods.registry import code_of
 from selfdistill.pipeline_registry import register_pipelines
+from selfdistill.pipelines.train import selecting
 from selfdistill.pipelines.train.config import NEUTRAL
 from selfdistill.settings import CONFIG_LOADER_ARGS
 from selfdistill.sources import Code
@@ -171,7 +173,10 @@ class Family:
             return Program(kind, [nodes])
         row = self.config.rows[str(owner_of(stage.nodes[0]))]
         network, method = row.network.root.name, row.method.root.name
-        return Program(f"{kind}_{method}_{network}", [nodes, *code_of(network, method)])
+        name, modules = f"{kind}_{method}_{network}", [nodes, *code_of(network, method)]
+        if kind == "train" and row.selection is not None:
+            return Program(f"{name}_selecting", [*modules, selecting.MODULE])
+        return Program(name, modules)
 
     def plots(self, stage: Stage) -> list[Any]:
         """Return what `dvc plots` shows of a stage: its loss and its pictures."""
@@ -241,10 +246,26 @@ class Family:
 
     def _params(self, stage: Stage) -> list[Any]:
         """Return which parameters and which pins a stage depends on."""
-        params: list[Any] = [{self.values_file(stage).as_posix(): stage.parameters}]
+        params: list[Any] = [{self.values_file(stage).as_posix(): self.parameters_of(stage)}]
         if entries := self.given(stage):
             params.append({GIVEN.as_posix(): list(entries)})
         return params if stage.parameters else params[1:]
+
+    def parameters_of(self, stage: Stage) -> list[str]:
+        """Return the parameters that a stage depends on, dotted.
+
+        A training that selects its best state reads the solver of a sampling: other numbers of
+        samples or shards do not make it anew.
+        """
+        keys: list[str] = []
+        for key in stage.parameters:
+            if stage.name == "train" and ".samplings." in key:
+                written = reduce(operator.getitem, key.split("."), self.parameters)
+                solver = (name for name in written if name in SolverConfig.model_fields)
+                keys += sorted(f"{key}.{name}" for name in solver)
+            else:
+                keys.append(key)
+        return keys
 
     def values_file(self, stage: Stage) -> Path:
         """Return where the parameters of a stage stand: beside its dvc.yaml."""
@@ -254,7 +275,7 @@ class Family:
         """Return the parameters that the stages take, as they are once conf is merged, by file."""
         files: dict[Path, dict[str, Any]] = {}
         for stage in self.stages:
-            for parameter in stage.parameters:
+            for parameter in self.parameters_of(stage):
                 path = parameter.split(".")
                 value = reduce(operator.getitem, path, self.parameters)
                 if path[-1] == "train":

@@ -163,7 +163,7 @@ class Card:
                 use,
                 "## Numbers\n",
                 _table(list(self._lines())),
-                self._note(),
+                self._note() + self._selection(),
                 "## Parameters\n",
                 f"```yaml\n{_yaml(parameters)}```\n",
                 "## Origin\n",
@@ -208,6 +208,19 @@ class Card:
             f"{self.paper['data']} against {reference}.\nOurs are given as measured: they compare "
             "only on the same data, of as many samples and against\nthe same reference. Where "
             f"nobody has measured, ours is empty.{doubt}\n"
+        )
+
+    def _selection(self) -> str:
+        """Return out of how many states the weights were chosen, apart from what they measure."""
+        selected = self.about.get("selected")
+        if selected is None:
+            return ""
+        metric, num = METRICS[selected["metric"]].label, len(selected["trail"])
+        value, nimg = _shown(selected["metric"], selected["value"]), selected["nimg"]
+        return (
+            f"\nThe weights are those of {nimg:,} images, the best of {num} evaluations "
+            f"during training:\n{metric} {value}. That number is optimistic, being the best of "
+            f"{num}; those above are of other noise.\n"
         )
 
     def _origin(self) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from selfdistill.pipelines.plan.sampling import SamplingCost
 from selfdistill.pipelines.plan.step import StepCost
 from selfdistill.pipelines.sample.config import SampleConfig
 from selfdistill.pipelines.train.config import TrainConfig
+from selfdistill.pipelines.train.selection_config import SelectionConfig
 
 STRATEGIES = ("ddp", "fsdp")
 _AHEAD = 2  # batches that the loader moves to the GPU while one is worked on
@@ -87,6 +88,7 @@ def plan_training(
     samplings: Mapping[str, SampleConfig],
     num_reconstructed: int,
     plan: PlanConfig,
+    selection: SelectionConfig | None = None,
 ) -> RowPlan:
     """Return what a row will cost.
 
@@ -100,6 +102,8 @@ def plan_training(
         samplings: The samplings by name.
         num_reconstructed: Images that are encoded and decoded.
         plan: The assumptions.
+        selection: What the best state is selected by: its samples count as training, in TF32; the
+            metric's own network is left out.
     """
     num_steps = num_images = loss_flops = 0
     if train is not None:
@@ -110,12 +114,17 @@ def plan_training(
     drawn = sum(
         config.total_images * sampling.flops[name] for name, config in samplings.items() if sampling
     )
+    of_selection = 0
+    if selection is not None and train is not None and sampling is not None:
+        num_evaluations = selection.num_evaluations(train.total_nimg)
+        of_sample = sampling.flops[selection.sampling]
+        of_selection = num_evaluations * selection.num_images * of_sample
     hours = {}
     for name, gpu in plan.hardware.items():
         in_bf16 = train is not None and train.precision == "bf16"
         peak = gpu.bf16_tflops if in_bf16 else gpu.tf32_tflops
         training = gpu_hours(of_training, peak, plan)
-        training += gpu_hours(num_images * teacher_flops, gpu.tf32_tflops, plan)
+        training += gpu_hours(num_images * teacher_flops + of_selection, gpu.tf32_tflops, plan)
         hours[name] = (training, gpu_hours(drawn, gpu.tf32_tflops, plan))
     pixels = 3 * resolution**2
     num_samples = sum(config.total_images for config in samplings.values())

@@ -13,6 +13,7 @@ from selfdistill.networks.vae_config import VAEConfig
 from selfdistill.pipelines.plan.config import PlanConfig
 from selfdistill.pipelines.sample.config import SampleConfig
 from selfdistill.pipelines.train.config import TrainConfig
+from selfdistill.pipelines.train.selection_config import SelectionConfig
 
 if TYPE_CHECKING:
     from selfdistill.pipelines.plan.estimate import DatasetPlan, RowPlan
@@ -34,6 +35,7 @@ def plan_row(
     teacher: Any = None,
     reconstructed: DatasetPlan | None = None,
     vae: Any = None,
+    selection: Any = None,
 ) -> RowPlan:
     """Plan a row: its step is taken without values, its samplings and its disk are computed.
 
@@ -48,6 +50,7 @@ def plan_row(
         teacher: The teacher, as written, if it is at work while the row trains.
         reconstructed: The dataset that the row encodes and decodes.
         vae: What decodes its samples, as written; None: they are images.
+        selection: What its best state is selected by, as written; None: the last one counts.
 
     Raises:
         ValueError: If the row's batch does not divide among the GPUs of the plan.
@@ -86,6 +89,7 @@ def plan_row(
         solvers,
         (reconstructed.num_images or 0) if reconstructed else 0,
         plan,
+        None if selection is None else SelectionConfig.model_validate(as_written(selection)),
     )
 
 

@@ -13,6 +13,7 @@ def create_row_pipeline(
     trained: bool,
     samplings: bool,
     online_teacher: bool,
+    selecting: bool = False,
     reconstructed: str | None,
     decoded: bool,
 ) -> Pipeline:
@@ -23,6 +24,7 @@ def create_row_pipeline(
         trained: Whether it is trained.
         samplings: Whether the row has samplings.
         online_teacher: Whether a teacher is at work while it trains.
+        selecting: Whether its best state is selected.
         reconstructed: The dataset that it encodes and decodes.
         decoded: Whether a VAE decodes its samples.
     """
@@ -32,6 +34,7 @@ def create_row_pipeline(
     inputs |= {"vae": "params:vae"} if decoded else {}
     inputs |= {"samplings": "params:samplings"} if samplings else {}
     inputs |= {"teacher": "params:teacher"} if online_teacher else {}
+    inputs |= {"selection": "params:selection"} if selecting else {}
     inputs |= {"reconstructed": f"{reconstructed}.dataset_plan"} if reconstructed else {}
     return Pipeline([Node(nodes.plan_row, inputs=inputs, outputs="row_plan", name="plan_row")])
 

@@ -19,7 +19,8 @@ def tabulate(**inputs: Any) -> Table:
 
     Args:
         inputs: By catalog name, "<row>.<sampling>.metrics": the evaluate stage's dict or None;
-            "params:<row>": all parameters of the row.
+            "params:<row>": all parameters of the row; "<row>.curves", of rows whose checkpoint is
+            the best of several: the records of a training log or None.
     """
     table = Table.collect(inputs)
     logger.info("Measured so far:\n%s", table.text())

@@ -8,7 +8,10 @@ from selfdistill.pipelines.report import nodes
 
 
 def create_pipeline(
-    paper: str, entries: Sequence[tuple[str, str]], trained: Collection[str]
+    paper: str,
+    entries: Sequence[tuple[str, str]],
+    trained: Collection[str],
+    selecting: Collection[str] = (),
 ) -> Pipeline:
     """Build the report of one paper.
 
@@ -19,6 +22,7 @@ def create_pipeline(
         paper: Name of the paper's method, e.g. "dsd"; ends the names of nodes and outputs.
         entries: Lines of the table in order, each a row and one of its samplings.
         trained: The rows that are trained, and have curves.
+        selecting: Those of them whose checkpoint is the best of several.
     """
     rows = list(dict.fromkeys(row for row, _ in entries))
     samplings = [f"{row}.{sampling}" for row, sampling in entries]
@@ -39,7 +43,8 @@ def create_pipeline(
             Node(
                 nodes.tabulate,
                 inputs=_by_name(f"{sampling}.metrics" for sampling in samplings)
-                | _by_name(f"params:{row}" for row in rows),
+                | _by_name(f"params:{row}" for row in rows)
+                | _by_name(f"{row}.curves" for row in rows if row in selecting),
                 outputs=f"table_{paper}",
                 name=f"tabulate_{paper}",
             ),

@@ -12,6 +12,7 @@ from selfdistill.methods.config import PAPERS
 from selfdistill.metrics.config import METRICS
 from selfdistill.pipelines.report.origin import origins
 from selfdistill.pipelines.report.render import Grid, to_html, to_markdown, to_page, to_text
+from selfdistill.pipelines.report.selected import HEADING, HEADS, Selected
 
 # Made for small data; no paper has them.
 _SMALL = ("fd_tiny", "class_accuracy")
@@ -133,9 +134,11 @@ class Table:
 
     Attributes:
         entries: One for each sampling of each row, in order.
+        selected: Rows whose checkpoint is the best of several, as far as they have been run.
     """
 
     entries: tuple[Entry, ...]
+    selected: tuple[Selected, ...] = ()
 
     @classmethod
     def collect(cls, inputs: Mapping[str, Any]) -> Self:
@@ -143,15 +146,18 @@ class Table:
 
         Args:
             inputs: By catalog name, "<row>.<sampling>.metrics": the evaluate stage's dict or None,
-                in the order of the lines; and "params:<row>": all parameters of the row.
+                in the order of the lines; "params:<row>": all parameters of the row; and
+                "<row>.curves", of rows that are the best of several: their training log or None.
         """
-        entries = []
+        entries, selected = [], []
         for name, result in inputs.items():
-            if not name.startswith("params:"):
+            if name.endswith(".curves"):
+                selected.append(Selected.of(name.removesuffix(".curves"), result))
+            elif not name.startswith("params:"):
                 row, sampling = name.removesuffix(".metrics").rsplit(".", 1)
                 parameters = as_written(inputs[f"params:{row}"])
                 entries.append(Entry.of(row, sampling, parameters, result))
-        return cls(tuple(entries))
+        return cls(tuple(entries), tuple(one for one in selected if one is not None))
 
     def paper_table(self) -> str:
         """Return the paper's numbers beside ours, as a Markdown table alone."""
@@ -231,6 +237,8 @@ class Table:
         if other:
             heads = ["row", "sampling", "metric", "ours", "to compare with"]
             blocks.append(f"{_OTHER_HEADING}:\n{to_text(_grid(heads, other))}")
+        if self.selected:
+            blocks.append(f"{HEADING}:\n{to_text(self._selected_grid())}")
         return "\n".join(blocks) or "nobody has run a row of this table yet"
 
     def _note(self) -> str:
@@ -243,6 +251,8 @@ class Table:
         sections = []
         if self._other_entries():
             sections.append((_OTHER_HEADING, self._other_grid()))
+        if self.selected:
+            sections.append((HEADING, self._selected_grid()))
         if any(entry.protocol for entry in self.entries):
             sections.append((_PROTOCOL_HEADING, self._protocol_grid()))
         return sections
@@ -293,6 +303,9 @@ class Table:
                 lines.append((entry.title, entry.sampling, *about, reference, *cells))
         heads = ["row", "sampling", "extractor", "weights", "resize", "profile", "reference"]
         return _grid([*heads, *columns.values()], lines, num_text=8)
+
+    def _selected_grid(self) -> Grid:
+        return _grid(HEADS, [one.line() for one in self.selected], num_text=2)
 
     def _paper_metrics(self) -> list[str]:
         """Return the metrics that the paper or we have numbers of, in the order of `METRICS`."""

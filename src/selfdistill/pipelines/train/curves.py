@@ -68,7 +68,14 @@ class Curves:
                 with atomic_path(self._file) as temporary:
                     temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
-    def write(self, nimg: int, means: Means, lr: float, diagnostics: Mapping[str, Any]) -> float:
+    def write(
+        self,
+        nimg: int,
+        means: Means,
+        lr: float,
+        diagnostics: Mapping[str, Any],
+        selection: Mapping[str, float] | None = None,
+    ) -> float:
         """Write a line; ranks call it together.
 
         Args:
@@ -76,6 +83,7 @@ class Curves:
             means: Loss terms since the last line, and "grad_norm", one value a step, of rank 0.
             lr: The last step's learning rate.
             diagnostics: What the method says of itself; may be empty.
+            selection: By metric, what the best state is selected by; empty or None: not this time.
 
         Returns:
             The mean loss.
@@ -92,6 +100,7 @@ class Curves:
         line = {"nimg": nimg, "loss": loss, **values, "lr": lr, "grad_norm": grad_norm}
         line |= {"skipped_steps": skipped}
         line |= {"diagnostics": dict(diagnostics)} if diagnostics else {}
+        line |= {"selection": dict(selection)} if selection else {}
         self._recent.append(line)
         if self.world.is_main:
             with self._file.open("a", encoding="utf-8") as file:

@@ -23,6 +23,7 @@ from selfdistill.files import (
     job,
     sha256_once,
     temporary_name,
+    write_arrays,
 )
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.config import MethodConfig
@@ -33,12 +34,16 @@ from selfdistill.networks.dinov3 import Teacher
 from selfdistill.networks.dsd_vit_config import DSDViTConfig
 from selfdistill.networks.prompts import text_digest
 from selfdistill.networks.teacher_config import TeacherConfig
+from selfdistill.pipelines.train.best import Best, Selection
 from selfdistill.pipelines.train.config import MACHINE, NEUTRAL, TrainConfig
 from selfdistill.pipelines.train.curves import CURVES
 from selfdistill.pipelines.train.loop import fit
+from selfdistill.pipelines.train.selecting import judge_of
 from selfdistill.sources import Code
 
 logger = logging.getLogger(__name__)
+
+_REFERENCE = "reference.npz"
 
 
 def train_row(
@@ -53,6 +58,7 @@ def train_row(
     teacher: TeacherConfig | None = None,
     start: Checkpoint | Path | None = None,
     taught_by: Checkpoint | None = None,
+    selection: Selection | None = None,
 ) -> Checkpoint:
     """Start the ranks on what is left to train, and return the finished checkpoint.
 
@@ -73,6 +79,7 @@ def train_row(
         teacher: A teacher that is at work beside the training.
         start: What the network starts as: a checkpoint, or a file of published weights.
         taught_by: The checkpoint whose network it learns from; None: what it starts as.
+        selection: What the best state is selected by; None: the last one is the checkpoint.
 
     Returns:
         The finished checkpoint, in the scratch folder.
@@ -100,10 +107,15 @@ def train_row(
     inputs |= {} if text is None else {"text": text_digest(text)}
     inputs |= {name: sha256_once(file) for name, file in sorted(weights.items())}
     modules = [__name__, *code_of(network.root.name, method.root.name)]
+    settings: dict[str, Any] = {}
+    if selection is not None:
+        inputs |= selection.inputs
+        modules += selection.modules
+        settings = {"selection": selection.settings}
     code = {"source": Code(modules).fingerprint(), "torch": torch.__version__}
     drops = getattr(network.root, "dropout", 0) > 0  # by micro-batch
     machine = NEUTRAL if drops or method.root.depends_on_micro_batches else MACHINE
-    decisive = {**configs, "train": train.model_dump(mode="json", exclude=machine)}
+    decisive = {**configs, "train": train.model_dump(mode="json", exclude=machine), **settings}
     name = fingerprint(decisive, inputs, code)
     with job(scratch, name) as directory:
         finished = _finished(directory)
@@ -118,7 +130,8 @@ def train_row(
             paths["taught_by"] = None if taught_by is None else str(taught_by.path)
             paths["strict"] = distributed.strict_reads
             paths["num_threads"] = max(1, distributed.num_workers // num_ranks(distributed))
-            about = {"fingerprint": name, "inputs": inputs, "code": code}
+            about = {"fingerprint": name, "inputs": inputs, "code": code, **settings}
+            paths["selection"] = None if selection is None else _told(selection, directory)
             run_job(run, directory, {**configs, **paths, "about": about}, distributed)
         shutil.rmtree(directory)
         return Checkpoint.open(finished)
@@ -168,8 +181,12 @@ def _train(values: dict[str, Any], directory: Path, world: World) -> None:
         num_threads=values["num_threads"],
         share=config.data_share,
     )
-    nimg = fit(method, loader, config, world, directory)
-    weights_now = world.state_of(method)
+    best = None
+    if values["selection"]:
+        judge = judge_of(values["selection"], images.class_names, world, directory)
+        best = Best(judge, directory, config.total_nimg, world)
+    nimg = fit(method, loader, config, world, directory, best)
+    weights_kept = world.state_of(method) if best is None else best.weights()
     if world.is_main:
         unfinished = temporary_name(_finished(directory))
         Checkpoint.write(
@@ -180,12 +197,20 @@ def _train(values: dict[str, Any], directory: Path, world: World) -> None:
             about={
                 "train": config.model_dump(mode="json", exclude=NEUTRAL),
                 "nimg": nimg,
+                **({} if best is None else {"selected": best.about()}),
                 **values["about"],
             },
             curves=directory / CURVES,
-            weights=weights_now,
+            weights=weights_kept,
         )
         unfinished.rename(_finished(directory))
+
+
+def _told(selection: Selection, directory: Path) -> dict[str, Any]:
+    """Return what ranks are told of a selection; the statistics go to a file of the job's."""
+    file = directory / _REFERENCE
+    write_arrays(file, selection.reference)
+    return {**selection.settings, **selection.machine, "reference": str(file)}
 
 
 def _check_features(features: Shards, network: NetworkConfig) -> None:

@@ -21,6 +21,7 @@ from selfdistill.data.loader import Batch, Loader
 from selfdistill.distributed import World
 from selfdistill.files import atomic_path
 from selfdistill.methods.method import Losses, LossFn, Method
+from selfdistill.pipelines.train.best import Best
 from selfdistill.pipelines.train.config import TrainConfig
 from selfdistill.pipelines.train.curves import Curves, Means
 from selfdistill.pipelines.train.layers import compile_layers, place_networks, recompute_layers
@@ -30,6 +31,7 @@ from selfdistill.progress import progress
 
 logger = logging.getLogger(__name__)
 
+Given = TypeVar("Given")
 Result = TypeVar("Result")
 
 _STATE = "state.pt"
@@ -42,9 +44,9 @@ class Joint(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, compute: Callable[[Batch], Result], batch: Batch) -> Result:
-        """Return what a function of the method makes of a batch."""
-        return compute(batch)
+    def forward(self, compute: Callable[[Given], Result], given: Given) -> Result:
+        """Return what a function of the method makes of a batch, or of noise."""
+        return compute(given)
 
 
 @dataclass
@@ -56,17 +58,25 @@ class State:
         updates: What is trained in each turn, and its optimizers.
         nimg: Images seen.
         means: Loss terms and gradient norms of this rank since the last line of the curves.
+        best: The best state so far; None: none is selected, the last one counts.
     """
 
     method: Method
     updates: Mapping[str, Updates]
     nimg: int = 0
     means: Means = field(default_factory=Means)
+    best: Best | None = None
 
     def take_up(self, name: str, losses: Losses) -> None:
         """Add the loss terms of a turn's images to the means."""
         for term, values in losses.items():
             self.means.add(f"{name}/{term}", values)
+
+    def selects(self, joint: Joint, stop: StopRequest) -> bool:
+        """Measure the method if it is time; return whether nothing of it is left to be done."""
+        if self.best is None:
+            return True
+        return self.best.consider(self.nimg, joint, self.method, lambda: stop.requested)
 
     def save(self, directory: Path, world: World) -> None:
         """Write the state, whole or not at all; rank 0 writes for everyone."""
@@ -77,10 +87,13 @@ class State:
             "method": world.state_of(self.method),
             "optimizers": {name: updates.state() for name, updates in self.updates.items()},
             "means": totals,
+            **({} if self.best is None else {"trail": self.best.trail}),
         }
         if world.is_main:
             with atomic_path(directory / _STATE) as temporary:
                 torch.save(value, temporary)
+        if self.best is not None:
+            self.best.forget_others()
         world.barrier()
 
     def load(self, directory: Path, world: World) -> None:
@@ -94,6 +107,8 @@ class State:
         for name, states in value["optimizers"].items():
             self.updates[name].load(states)
         self.nimg = value["nimg"]
+        if self.best is not None:
+            self.best.take_up(value["trail"])
         # All of it on rank 0: shares of it would not add up to the same bits.
         factor = int(world.is_main)
         self.means = Means(
@@ -102,7 +117,14 @@ class State:
         logger.info("Resumed at %s images", f"{self.nimg:,}")
 
 
-def fit(method: Method, loader: Loader, config: TrainConfig, world: World, directory: Path) -> int:
+def fit(
+    method: Method,
+    loader: Loader,
+    config: TrainConfig,
+    world: World,
+    directory: Path,
+    best: Best | None = None,
+) -> int:
     """Train a method in place, from its last saved state to `config.total_nimg`.
 
     Args:
@@ -111,6 +133,7 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
         config: The loop's parameters.
         world: This rank.
         directory: Where state and curves are kept.
+        best: Takes note of the best state on the way; the method ends as the last one all the same.
 
     Returns:
         Images seen: total_nimg, rounded up to whole steps.
@@ -133,7 +156,7 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
         name: Updates.of(getattr(method, name), config.optimizer_of(name), world)
         for name in method.turns()
     }
-    state = State(method, updates)
+    state = State(method, updates, best=best)
     state.load(directory, world)
     if config.compile and world.device.type == "cuda":
         compile_layers(method)
@@ -149,11 +172,14 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
     curves = Curves(directory, state.nimg, world)
     bar = progress("train", config.total_nimg, initial=state.nimg, disable=not world.is_main)
     start = (time.perf_counter(), state.nimg)
+    # A selection that a signal cut short: its step is saved, its line is still to be written.
+    pending = bool(state.means.totals) and _ends_interval(state.nimg, config)
     with StopRequest() as stop, bar:
-        while state.nimg < config.total_nimg:
-            lr = learning_rate(config, state.nimg)
-            method.before_step(state.nimg)
-            for name, turn in turns.items():
+        while pending or state.nimg < config.total_nimg:
+            before = state.nimg - config.batch_size if pending else state.nimg
+            lr = learning_rate(config, before)
+            method.before_step(before)
+            for name, turn in () if pending else turns.items():
                 if method.rests(name):
                     for _ in range(num_micro):  # its batches go by
                         next(batches)
@@ -169,16 +195,19 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
                 mend = partial(method.clean_gradients, name)
                 norm = updates[name].apply(config.clip_norm, mend)
                 state.means.add("grad_norm", norm if world.is_main else norm.new_empty(0))
-            state.nimg += config.batch_size
-            method.after_step(state.nimg, config.batch_size)
-            bar.update(config.batch_size)
+            if not pending:
+                state.nimg += config.batch_size
+                method.after_step(state.nimg, config.batch_size)
+                bar.update(config.batch_size)
 
-            if state.nimg % config.log_nimg == 0 or state.nimg >= config.total_nimg:
+            if _ends_interval(state.nimg, config) and state.selects(joint, stop):
                 with _autocast(config, world):
                     diagnostics = joint(method.diagnose, probe) if probe is not None else {}
-                loss = curves.write(state.nimg, state.means, lr, diagnostics)
+                found = best.line(state.nimg) if best is not None else {}
+                loss = curves.write(state.nimg, state.means, lr, diagnostics, found)
                 state.means = Means()
                 bar.set_postfix(loss=f"{loss:.4f}")
+            pending = False
             stopping = world.any(stop.requested)
             if stopping or state.nimg % config.checkpoint_nimg == 0:
                 state.save(directory, world)
@@ -186,6 +215,11 @@ def fit(method: Method, loader: Loader, config: TrainConfig, world: World, direc
                 stop.leave(state.nimg)
     _log_speed(state.nimg - start[1], time.perf_counter() - start[0], world)
     return state.nimg
+
+
+def _ends_interval(nimg: int, config: TrainConfig) -> bool:
+    """Return whether a line of the curves is due after so many images."""
+    return nimg > 0 and (nimg % config.log_nimg == 0 or nimg >= config.total_nimg)
 
 
 def _backward(

@@ -26,6 +26,12 @@ def train(
     features: Shards | None = None,
     start: Any = None,
     taught_by: Checkpoint | None = None,
+    selection: Any = None,
+    sampling: Any = None,
+    reference: Any = None,
+    profile: str = "exact",
+    latents: Any = None,
+    vae: Any = None,
     **weights: Path,
 ) -> Checkpoint:
     """Train a row, going on from its last saved state if it was interrupted.
@@ -41,13 +47,23 @@ def train(
         start: What the network starts as: a checkpoint, or a file of published weights; None:
             random.
         taught_by: The checkpoint whose network it learns from; None: what it starts as.
-        weights: Files of the frozen networks that the objective needs, by name.
+        selection: What the best state is selected by, as written; None: the last one counts.
+        sampling: The sampling that it names, as written.
+        reference: What the evaluate stage knows of the real images.
+        profile: Of the extractors, as in `evaluation`.
+        latents: The set of latents that the samples are, as written; None: they are images.
+        vae: What decodes them, as written.
+        weights: Files of the frozen networks that the objective needs, and of the extractor that
+            the selection takes, by name.
 
     Returns:
         The finished checkpoint.
     """
     from selfdistill.pipelines.train.job import train_row
+    from selfdistill.pipelines.train.selecting import prepare
 
+    chosen = prepare(images, selection, sampling, reference, profile, latents, vae, weights)
+    frozen = _frozen(weights, method)
     return train_row(
         images,
         features,
@@ -56,9 +72,10 @@ def train(
         train,
         distributed,
         scratch,
-        weights,
+        frozen,
         start=start,
         taught_by=taught_by,
+        selection=chosen,
     )
 
 
@@ -71,6 +88,12 @@ def train_beside_teacher(
     distributed: DistributedConfig,
     scratch: Path,
     start: Any = None,
+    selection: Any = None,
+    sampling: Any = None,
+    reference: Any = None,
+    profile: str = "exact",
+    latents: Any = None,
+    vae: Any = None,
     **weights: Path,
 ) -> Checkpoint:
     """Train a row like `train`, with the teacher at work instead of its features from disk.
@@ -84,16 +107,40 @@ def train_beside_teacher(
         distributed: The machine.
         scratch: Where the state of an unfinished training is kept.
         start: What the network starts as, as in `train`.
-        weights: Files of the frozen networks that the objective needs, by name.
+        selection: What the best state is selected by, as in `train`.
+        sampling: As in `train`.
+        reference: As in `train`.
+        profile: As in `train`.
+        latents: As in `train`.
+        vae: As in `train`.
+        weights: Files by name, as in `train`.
 
     Returns:
         The finished checkpoint.
     """
     from selfdistill.pipelines.train.job import train_row
+    from selfdistill.pipelines.train.selecting import prepare
 
+    chosen = prepare(images, selection, sampling, reference, profile, latents, vae, weights)
+    frozen = _frozen(weights, method)
     return train_row(
-        images, None, network, method, train, distributed, scratch, weights, teacher, start
+        images,
+        None,
+        network,
+        method,
+        train,
+        distributed,
+        scratch,
+        frozen,
+        teacher,
+        start,
+        selection=chosen,
     )
+
+
+def _frozen(weights: dict[str, Path], method: MethodConfig) -> dict[str, Path]:
+    """Return the files of the networks that the objective names."""
+    return {name: file for name, file in weights.items() if name in method.root.frozen_weights}
 
 
 def adopt(start: Any, network: NetworkConfig, method: MethodConfig, scratch: Path) -> Checkpoint:

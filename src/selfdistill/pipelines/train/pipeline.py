@@ -1,6 +1,6 @@
-"""images, features, start -> checkpoint, curves."""
+"""images, features, start -> checkpoint, curves; with the reference, of the best state."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from kedro.pipeline import Node, Pipeline
@@ -20,6 +20,7 @@ def create_pipeline(
     teacher: Literal["cached", "online"] | None,
     starts: bool = False,
     taught: bool = False,
+    selecting: Mapping[str, str] | None = None,
 ) -> Pipeline:
     """Return the stage for one row; the registry gives it the row's namespace.
 
@@ -28,6 +29,7 @@ def create_pipeline(
         teacher: Where it has a teacher's features from: disk, or the teacher; None: it needs none.
         starts: Whether the network starts as another one.
         taught: Whether it learns from a checkpoint beside.
+        selecting: What else it takes, by argument, to select its best state; None: it does not.
     """
     return Pipeline(
         [
@@ -44,6 +46,7 @@ def create_pipeline(
                     "distributed": "params:distributed",
                     "scratch": "train_scratch",
                     **{name: f"weights.{name}" for name in weights},
+                    **(selecting or {}),
                 },
                 outputs="checkpoint",
                 name="train",
