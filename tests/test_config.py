@@ -334,6 +334,13 @@ class TestNoiseLevels:
             ({"samplings": {"one": {"times": [3]}}}, "times means nothing for network ddpmpp"),
             ({"method": DIFFUSION}, None),
             ({"method": {**DIFFUSION, "levels": None}}, r"method\.levels has to say noise levels"),
+            ({"method": {**DIFFUSION, "augment": {"probability": 0.12}}}, None),
+            ({"method": {"augment": {"probability": 0.12}}}, None),
+            ({"method": {"augment": {"probability": 12}}}, "less than or equal to 1"),
+            (
+                {"method": {"augment": {"probability": 0.12}}, "network": {"augment_dim": 0}},
+                "method.augment: network ddpmpp is not told of it.*with augment_dim 9",
+            ),
         ],
     )
     def test_a_row_is_of_one_process(self, row, changes, message):
@@ -354,6 +361,7 @@ class TestNoiseLevels:
             ("samplings.n10.levels", [1.0] * 10, "levels means nothing for network dit"),
             ("method.levels", {"mean": 0, "deviation": 1}, "method.levels means nothing where"),
             ("method", self.SID, "method sid distils EDM's networks, not a dit"),
+            ("method.augment", {"probability": 0.1}, "method.augment .* nothing for latents"),
         ):
             values = parameters(project, "base")
             *way, last = path.split(".")

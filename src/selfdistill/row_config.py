@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple, Self, get_args
 from pydantic import Field, model_validator
 
 from selfdistill.base_config import Config
+from selfdistill.data.augment_config import NUM_AUGMENT_LABELS
 from selfdistill.diffusion.config import (
     ChainSolverName,
     FlowSolverName,
@@ -292,6 +293,22 @@ class RowConfig(Config):
         if isinstance(method, SSDConfig | ProgressiveConfig):
             self._check_grid(method)
         self._check_levels()
+        if getattr(method, "augment", None) is not None:
+            self._check_augment()
+
+    def _check_augment(self) -> None:
+        """Refuse to augment what is no image, or for a network that cannot be told."""
+        network = self.network.root
+        if self.latents is not None:
+            raise ValueError(
+                "method.augment turns and moves images, and means nothing for latents: leave it out"
+            )
+        if getattr(network, "augment_dim", 0) != NUM_AUGMENT_LABELS:
+            raise ValueError(
+                f"method.augment: network {network.name} is not told of it, and would make "
+                f"augmented images: take a ddpmpp with augment_dim {NUM_AUGMENT_LABELS}, or leave "
+                "method.augment out"
+            )
 
     def _check_levels(self) -> None:
         """Refuse what only networks of noise levels know, and what they do not."""

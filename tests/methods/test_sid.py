@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from selfdistill.data.augment import augment
 from selfdistill.data.loader import Batch
 from selfdistill.diffusion.config import SolverConfig
 from selfdistill.diffusion.levels import level_at, loss_weight
@@ -178,6 +179,30 @@ class TestMethod:
         logits = method.fake.judge(x_t, sigma, batch.labels)
         expected = discrimination(logits, logits, loss_weight(sigma))
         torch.testing.assert_close(losses["discrimination"], expected)
+
+    def test_the_fake_score_network_alone_learns_from_augmented_images_and_is_told(self):
+        told = {**DDPMPP, "augment_dim": 9}
+        method = build(told, adversary=ADVERSARY, augment={"probability": 0.5})
+        batch, draws = batch_of(6), batch_of(6).draws
+        with torch.no_grad():
+            level, z = torch.full((6,), 2.5), draws.normal("fake_z", 3, 8, 8)
+            x = method.network(2.5 * z, level, batch.labels)
+        x, of_x = augment(x, draws, "augment_fake", method.config.augment)
+        real, of_real = augment(batch.images, draws, "augment_real", method.config.augment)
+        assert not torch.equal(of_x, of_real)
+        sigma = (-1.2 + 1.2 * draws.normal("fake_level", 1).squeeze(1)).exp()
+        noise = sigma.view(-1, 1, 1, 1) * draws.normal("fake_eps", 3, 8, 8)
+        clean, fake = method.fake.denoise_and_judge(x + noise, sigma, batch.labels, of_x)
+        logits = method.fake.judge(real + noise, sigma, batch.labels, of_real)
+        weight, found = loss_weight(sigma), method.fake_loss(batch)
+        error = denoising(x, clean, weight, None).sum(dim=(1, 2, 3))
+        torch.testing.assert_close(found["denoising"], error)
+        torch.testing.assert_close(found["discrimination"], discrimination(logits, fake, weight))
+        plain = build(told, adversary=ADVERSARY)  # the generator's turn is none the wiser
+        for one in (method, plain):
+            one.before_step(300)
+        ours, theirs = method.loss(batch), plain.loss(batch)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
     def test_stages_begin_at_their_numbers_of_images(self):
         method, batch = build(adversary=ADVERSARY), batch_of(4)

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from selfdistill.data.augment import augment_if
 from selfdistill.data.loader import Batch
 from selfdistill.diffusion.discrete import variance_bound
 from selfdistill.draws import Draws
@@ -45,13 +46,13 @@ class Diffusion(LatentMethod):
         Args:
             batch: Images or latents (N, *data_shape()), labels (N,).
         """
-        x0 = self.clean(batch)
+        x0, told = augment_if(self.clean(batch), batch.draws, "augment", self.config.augment)
         eps = self.draw_noise(batch.draws)
         t = self._draw_time(batch.draws)
         labels = self.drop_labels(batch, self.config.class_dropout)
         x_t = self.process.noised(x0, eps, t)
         self.seed_layers(batch.draws, "network")
-        output: Tensor = self.network(self.see(x_t), t, labels)
+        output: Tensor = self.network(self.see(x_t), t, labels, *told)
         prediction, target = self.only_prediction(output), self.process.target(x0, eps)
         weight = self.process.loss_weight(t)
         losses = {"error": weight * squared_error(prediction, target)}

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from selfdistill.base_config import Config
+from selfdistill.data.augment_config import AugmentConfig
 from selfdistill.data.config import Probability
 from selfdistill.methods.objective import Objective
 
@@ -32,6 +33,7 @@ class DiffusionConfig(Objective):
         levels: Law of the noise levels, of EDM's networks; None: of all others.
         cosine: Weight of 1 - cosine of prediction and target over channels, beside the squared
             error, as in LightningDiT and DSD.
+        augment: EDM's augmentation of images, of which the network is told; None: there is none.
     """
 
     name: Literal["diffusion"]
@@ -40,3 +42,4 @@ class DiffusionConfig(Objective):
     time_distribution: Literal["uniform", "logit_normal"] = "uniform"
     levels: LevelsConfig | None = None
     cosine: Annotated[float, Field(ge=0)] = 0.0
+    augment: AugmentConfig | None = None

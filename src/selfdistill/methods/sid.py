@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfdistill.data.augment import augment_if
 from selfdistill.data.loader import Batch
 from selfdistill.diffusion.levels import level_at, loss_weight
 from selfdistill.draws import Draws
@@ -95,7 +96,8 @@ class SiD(LatentMethod):
     def fake_loss(self, batch: Batch) -> Losses:
         """Return the fake-score network's error on generated images, and its discrimination, (N,).
 
-        Real and generated images are of the same classes, and are seen with the same noise.
+        Real and generated images are of the same classes, and are seen with the same noise. Each is
+        augmented for itself, and the network is told how; the generator's turn knows nothing of it.
 
         Args:
             batch: Images or latents (N, *data_shape()), labels (N,).
@@ -106,14 +108,17 @@ class SiD(LatentMethod):
         labels, draws = batch.labels, batch.draws
         with torch.no_grad():
             x = self._generate(draws.normal("fake_z", *self.noise_shape()), labels)
+        x, told = augment_if(x, draws, "augment_fake", self.config.augment)
         sigma = draws.normal("fake_level", 1).squeeze(1)
         sigma = self.known_level((self.config.log_mean + self.config.log_deviation * sigma).exp())
         noise = self._noise(draws, "fake_eps", sigma)
         weight, u = loss_weight(sigma, self.config.data_deviation), self._log_variance(sigma)
-        clean, of_fake = self.fake.denoise_and_judge(x + noise, sigma, labels)
+        clean, of_fake = self.fake.denoise_and_judge(x + noise, sigma, labels, *told)
         seen, adversary = [x, clean, of_fake], self.config.adversary
         if adversary is not None:
-            seen.append(self.fake.judge(self.clean(batch) + noise, sigma, labels))
+            real = self.clean(batch)
+            real, told = augment_if(real, draws, "augment_real", self.config.augment)
+            seen.append(self.fake.judge(real + noise, sigma, labels, *told))
         kept, (x, clean, of_fake, *of_real) = whole_images(*seen)
         error = denoising(x, clean, weight, u).flatten(1).sum(dim=1)
         losses = {"denoising": self.config.fake_weight * error}

@@ -292,6 +292,7 @@ def test_a_step_of_three_networks_in_turns_is_planned(train_config, adversary):
             "log_mean": -1.2, "log_deviation": 1.2, "generator_weight": 100, "fake_weight": 1,
             "half_life_nimg": 50, "ramp_up": 0.5, "normalize_weights": False,
             "adversary": terms if adversary else None,
+            "augment": {"probability": 0.12} if adversary else None,
         }
     )  # fmt: skip
     config = train_config.model_copy(update={"micro_batch_size": 8})

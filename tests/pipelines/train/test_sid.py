@@ -18,6 +18,7 @@ SIDA = MethodConfig.model_validate(
             "generator_weight": 0.01, "fake_weight": 1, "rests_nimg": 24, "joins_nimg": 48,
             "largest_gradient": 1.0,
         },
+        "augment": {"probability": 0.12},
     }
 )  # fmt: skip
 EDM2 = NetworkConfig.model_validate(
@@ -43,7 +44,9 @@ def run(images, train_config, one_rank):
         config = train_config.model_copy(update={"checkpoint_nimg": 16, "log_nimg": 16, **changes})
         method = SIDA
         if network is EDM2:
-            method = MethodConfig(SIDA.root.model_copy(update={"normalize_weights": True}))
+            method = MethodConfig(
+                SIDA.root.model_copy(update={"normalize_weights": True, "augment": None})
+            )
         return train_row(images, None, network, method, config, one_rank, scratch, {})
 
     return run
