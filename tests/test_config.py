@@ -319,7 +319,7 @@ class TestNoiseLevels:
         }  # fmt: skip
         values["one_step"] = {
             "study": "s", "data": "cifar10_32", "start": {"weights": "edm"}, "network": self.EDM,
-            "method": self.SID, "train": values["dit_s_256"]["train"],
+            "method": self.SID, "train": {**values["dit_s_256"]["train"], "compile": False},
             "samplings": {"one": sampling},
         }  # fmt: skip
         return values

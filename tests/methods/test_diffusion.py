@@ -31,6 +31,7 @@ def test_an_augmented_image_is_denoised_by_a_network_that_is_told_how():
     )
     for parameter in method.network.parameters():
         nn.init.normal_(parameter, std=0.1)
+    nn.init.normal_(method.network.model.map_augment.weight, std=10)
     index = torch.arange(6)
     draws, images = Draws(0, index), Draws(1, index).normal("images", 3, 8, 8)
     batch = Batch(images=images, labels=index % 5, features=None, draws=draws)

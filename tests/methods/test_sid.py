@@ -183,6 +183,7 @@ class TestMethod:
     def test_the_fake_score_network_alone_learns_from_augmented_images_and_is_told(self):
         told = {**DDPMPP, "augment_dim": 9}
         method = build(told, adversary=ADVERSARY, augment={"probability": 0.5})
+        nn.init.normal_(method.fake.model.map_augment.weight, std=10)
         batch, draws = batch_of(6), batch_of(6).draws
         with torch.no_grad():
             level, z = torch.full((6,), 2.5), draws.normal("fake_z", 3, 8, 8)
@@ -193,6 +194,8 @@ class TestMethod:
         sigma = (-1.2 + 1.2 * draws.normal("fake_level", 1).squeeze(1)).exp()
         noise = sigma.view(-1, 1, 1, 1) * draws.normal("fake_eps", 3, 8, 8)
         clean, fake = method.fake.denoise_and_judge(x + noise, sigma, batch.labels, of_x)
+        untold, _ = method.fake.denoise_and_judge(x + noise, sigma, batch.labels)
+        assert (clean - untold).abs().max() > 0.01
         logits = method.fake.judge(real + noise, sigma, batch.labels, of_real)
         weight, found = loss_weight(sigma), method.fake_loss(batch)
         error = denoising(x, clean, weight, None).sum(dim=(1, 2, 3))
