@@ -90,6 +90,7 @@ class PaperConfig(Config):
         recipe_published: Whether the paper says how the row was made, or trained: where it does
             not, the report marks the row.
         samplings: Figures by sampling of the row, then by metric.
+        deviations: Their standard deviations over repeated evaluations, likewise, where there are.
     """
 
     name: Literal["dsd", "ssd", "sida"]
@@ -101,6 +102,7 @@ class PaperConfig(Config):
     recipe_published: bool = True
     uncertain: tuple[str, ...] = ()
     samplings: dict[str, dict[PublishedMetric, float]]
+    deviations: dict[str, dict[PublishedMetric, float]] = {}
 
 
 class SweepConfig(Config):
@@ -400,6 +402,9 @@ class RowConfig(Config):
             return self
         if not self.samplings:
             raise ValueError("samplings: a line of a table needs one or more")
+        for name, values in self.paper.deviations.items():
+            if alone := values.keys() - self.paper.samplings.get(name, {}).keys():
+                raise ValueError(f"paper.deviations.{name}: there is no figure {min(alone)!r}")
         for name in (*self.paper.samplings, *self.paper.datasets, *self.paper.uncertain):
             if name not in self.samplings:
                 raise ValueError(

@@ -16,6 +16,7 @@ from selfdistill.pipelines.report.selected import HEADING, HEADS, Selected
 
 # Made for small data; no paper has them.
 _SMALL = ("fd_tiny", "class_accuracy")
+_FIGURES = ("samplings", "deviations")  # of a row's `paper`
 _ARROWS = {"lower": "↓", "higher": "↑"}
 _OTHER_HEADING = "Not comparable with the paper: other data, samples, reference or metrics"
 _ORIGIN_HEADING = "Where the numbers come from"
@@ -40,6 +41,7 @@ class Entry:
         sampling: The sampling.
         params: Parameters of the paper's network.
         paper: The paper's numbers by metric.
+        paper_spread: Their standard deviations, where it gives them.
         ours: Our numbers by metric, measured as the paper's are: on the same data, of as many
             samples, against the same reference.
         other: Our other numbers by metric.
@@ -53,6 +55,7 @@ class Entry:
     sampling: str
     params: int
     paper: Mapping[str, float]
+    paper_spread: Mapping[str, float] = field(default_factory=dict)
     ours: Mapping[str, float] = field(default_factory=dict)
     other: Mapping[str, float] = field(default_factory=dict)
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -79,7 +82,8 @@ class Entry:
         paper = parameters["paper"]
         data = parameters.get("samplings", {}).get(sampling, {}).get("data") or parameters["data"]
         theirs = paper.get("datasets", {}).get(sampling, paper["data"])
-        known = (row, sampling, paper["params"], paper["samplings"].get(sampling, {}))
+        figures, spread = (paper.get(key, {}).get(sampling, {}) for key in _FIGURES)
+        known = (row, sampling, paper["params"], figures, spread)
         if result is None:
             return cls(*known, parameters=parameters)
         metrics, protocol = result["metrics"], result["protocol"]
@@ -187,6 +191,8 @@ class Table:
             for metric in self._paper_metrics():
                 keys = (f"{metric}_paper", f"{metric}_ours", f"{metric}_difference")
                 line |= zip(keys, entry.compared(metric), strict=True)
+                if any(metric in one.paper_spread for one in self.entries):
+                    line[f"{metric}_paper_std"] = entry.paper_spread.get(metric)
                 if any(metric in one.ours and metric in one.spread for one in self.entries):
                     line[f"{metric}_std"] = (
                         entry.spread.get(metric) if metric in entry.ours else None
@@ -283,7 +289,7 @@ class Table:
                 ours, *baselines = _shown(
                     metric, [entry.other.get(metric), *map(others.get, names)]
                 )
-                line += (ours + (_spread(entry, metric) if ours else ""), *baselines)
+                line += (ours + (_spread(entry.spread, metric) if ours else ""), *baselines)
             lines.append(tuple(line))
         anchors = tuple(entry.anchor for entry in self._other_entries())
         return Grid(tuple(heads), tuple(lines), 2, anchors)
@@ -354,8 +360,10 @@ def _shown(metric: str, values: Iterable[float | None]) -> tuple[str, ...]:
 def _comparison(entry: Entry, metric: str) -> tuple[str, str, str]:
     *numbers, difference = entry.compared(metric)
     paper, ours = _shown(metric, numbers)
+    if paper:
+        paper += _spread(entry.paper_spread, metric)
     if ours:
-        ours += _spread(entry, metric)
+        ours += _spread(entry.spread, metric)
     signed = "+" + METRICS[metric].digits
     return paper, ours, "" if difference is None else format(difference, signed)
 
@@ -365,18 +373,18 @@ def _std(entry: Entry, metric: str, numbers: Mapping[str, float]) -> float | Non
     return entry.spread.get(metric) if metric in numbers else None
 
 
-def _spread(entry: Entry, metric: str) -> str:
+def _spread(spread: Mapping[str, float], metric: str) -> str:
     """Return the standard deviation over repeats, where there were any."""
-    if metric not in entry.spread:
+    if metric not in spread:
         return ""
-    return f" ± {format(entry.spread[metric], METRICS[metric].digits)}"
+    return f" ± {format(spread[metric], METRICS[metric].digits)}"
 
 
 def _other_numbers(entry: Entry, metric: str) -> tuple[str, str]:
     others = entry.baselines.get(metric, {})
     ours, *numbers = _shown(metric, [entry.other[metric], *others.values()])
     pairs = zip(others, numbers, strict=True)
-    return ours + _spread(entry, metric), ", ".join(
+    return ours + _spread(entry.spread, metric), ", ".join(
         f"{name.replace('_', ' ')} {number}" for name, number in pairs
     )
 
