@@ -264,6 +264,8 @@ def test_missing_settings_are_named(base):
         ),
         ("sd15.paper.uncertain", ["n5"], "paper.samplings: the row has no sampling 'n5'"),
         ("figures.few_steps_dit.metric", "fd_tiny", "is not among evaluation.metrics"),
+        ("dit_s_256.evaluation", "edm3", "dit_s_256.evaluation: no evaluation 'edm3'; evaluation"),
+        ("imagenet_512.references.edm3", "x", "imagenet_512.references: no evaluation 'edm3'"),
         ("figures.few_steps_dit.lines.SSD", ["a.b"], "few_steps_dit: there is no sampling 'a.b'"),
     ],
 )

@@ -6,11 +6,13 @@ from kedro.config import OmegaConfigLoader
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from kedro.io import DataCatalog
 from kedro.validation.type_extractor import TypeExtractor
 from pydantic import BaseModel
 
 from selfdistill import pipeline_registry
 from selfdistill.config import ProjectConfig
+from selfdistill.config_loader import ProjectConfigLoader
 from selfdistill.networks.teacher_config import TeacherConfig
 from selfdistill.pipeline_registry import _check_names
 from selfdistill.settings import CONFIG_LOADER_ARGS
@@ -231,3 +233,42 @@ def test_one_pipeline_is_built_without_the_others(monkeypatch):
     assert len(registered) > 150
     assert registered["issd_dsd_b_10"].nodes
     assert built == ["issd_dsd_b_10"]
+
+
+def test_a_row_names_its_evaluation_and_its_dataset_what_that_is_held_against(project):
+    loader = ProjectConfigLoader(str(project / "conf"), env="base", **CONFIG_LOADER_ARGS)
+    values = loader["parameters"]
+    values["dit_xl_512"]["evaluation"] = "edm2"
+    config = ProjectConfig.from_parameters(values)
+    taken = {}
+    for name in ("dit_xl_512", "ssd_dit_xl_512_n10"):
+        row = config.rows[name]
+        reference = pipeline_registry._sources(row, config)["evaluate"]
+        measured = pipeline_registry._row_stages(name, row, config)["evaluate"]
+        assert reference.outputs() < measured.inputs()
+        taken[name] = reference.outputs() | {
+            entry for entry in reference.inputs() if not entry.startswith("params:distributed")
+        }
+    assert taken["dit_xl_512"] == {
+        "imagenet_512.edm2.reference", "imagenet_512.images", "imagenet_512.edm2.reference_scratch",
+        "references.edm2_imagenet_512", "weights.inception_2015", "weights.dinov2_vitl14",
+        "params:evaluations.edm2",
+    }  # fmt: skip
+    assert taken["ssd_dit_xl_512_n10"] == {
+        "imagenet_512.reference", "imagenet_512.images", "imagenet_512.reference_scratch",
+        "references.adm_imagenet_512", "weights.inception_2015", "params:evaluation",
+    }  # fmt: skip
+    catalog = DataCatalog.from_config(loader["catalog"])
+    files = {name: catalog[f"imagenet_512{name}.reference"].files[0] for name in (".edm2", "")}
+    assert files[".edm2"] == files[""].parent / "edm2" / "reference.npz"
+
+
+def test_two_reference_files_of_a_dataset_are_both_fetched(project):
+    loader = ProjectConfigLoader(str(project / "conf"), env="base", **CONFIG_LOADER_ARGS)
+    config = ProjectConfig.from_parameters(loader["parameters"])
+    made = pipeline_registry._reference_of("imagenet_64", "edm_imagenet", config)
+    (node,) = made.nodes
+    assert config.datasets["imagenet_64"].published("edm_imagenet") == (
+        "edm_imagenet_64", "adm_imagenet_64",
+    )  # fmt: skip
+    assert {"references.edm_imagenet_64", "references.adm_imagenet_64"} <= set(node.inputs)

@@ -26,6 +26,7 @@ _SETTINGS = (
     "tradeoffs", "vaes",
 )  # fmt: skip
 _SIZES = ("latent_size", "latent_channels")
+_OPTIONAL = ("evaluations",)
 _ONE_OF_SEVERAL = ("method", "network", "optimizer", "tap", "target")
 
 
@@ -37,7 +38,9 @@ class DatasetConfig(Config):
         generate: Embedded images that a node writes there first.
         teacher: Key of `teachers.yml`; None: no features are made of the images.
         reference: Name of a published reference file, catalog entry `references.<name>`, which is
-            what the papers' numbers are measured against; None: the images themselves.
+            what the papers' numbers are measured against, or names of several, each believed for
+            what those before it do not know; None: the images themselves.
+        references: By key of `evaluations`, where such an evaluation has others.
         preprocess: Parameters of the preprocess stage.
         latents: Sets of latents of its images, by name.
     """
@@ -45,9 +48,15 @@ class DatasetConfig(Config):
     raw: str
     generate: Literal["digits"] | None = None
     teacher: str | None = None
-    reference: str | None = None
+    reference: str | tuple[str, ...] | None = None
+    references: dict[str, str | tuple[str, ...] | None] = {}
     preprocess: PreprocessConfig
     latents: dict[str, LatentsConfig] = {}
+
+    def published(self, evaluation: str | None) -> tuple[str, ...]:
+        """Return the names of the reference files of an evaluation, a key of `evaluations`."""
+        named = self.references.get(evaluation or "", self.reference)
+        return (named,) if isinstance(named, str) else named or ()
 
 
 class ProjectConfig(Config):
@@ -60,6 +69,7 @@ class ProjectConfig(Config):
     compare: CompareConfig
     distributed: DistributedConfig
     evaluation: EvaluationConfig
+    evaluations: dict[str, EvaluationConfig] = {}
     figures: dict[str, FigureConfig]
     plan: PlanConfig
     reconstruction: EvaluationConfig
@@ -82,12 +92,14 @@ class ProjectConfig(Config):
         rest = {
             name: value
             for name, value in parameters.items()
-            if name not in _SETTINGS and not name.startswith("_")
+            if name not in (*_SETTINGS, *_OPTIONAL) and not name.startswith("_")
         }
         datasets = {name: value for name, value in rest.items() if _is_dataset(value)}
         rows = {name: value for name, value in rest.items() if name not in datasets}
         rows = {name: _with_network(name, rows) for name in rows}
-        settings = {name: parameters[name] for name in _SETTINGS}
+        settings = {
+            name: parameters[name] for name in (*_SETTINGS, *_OPTIONAL) if name in parameters
+        }
         try:
             return cls(**settings, datasets=datasets, rows=rows)
         except ValidationError as error:
@@ -101,6 +113,8 @@ class ProjectConfig(Config):
                     f"{name}.teacher: no teacher {dataset.teacher!r}; teachers.yml has "
                     f"{', '.join(self.teachers)}"
                 )
+            for evaluation in dataset.references:
+                self._check_evaluation(f"{name}.references", evaluation)
             for kind, latents in dataset.latents.items():
                 if latents.vae not in self.vaes:
                     raise ValueError(
@@ -108,13 +122,14 @@ class ProjectConfig(Config):
                         f"{', '.join(self.vaes)}"
                     )
         self.planned_rows()
-        self._check_figures()
         for name, row in self.rows.items():
             if row.data not in self.datasets:
                 raise ValueError(
                     f"{name}.data: no dataset {row.data!r}; datasets.yml has "
                     f"{', '.join(self.datasets)}"
                 )
+            if row.evaluation is not None:
+                self._check_evaluation(f"{name}.evaluation", row.evaluation)
             self._check_start(name, row)
             self._check_network(name, row)
             self._check_sampled_data(name, row)
@@ -122,17 +137,29 @@ class ProjectConfig(Config):
             if row.method.root.needs_features:
                 self._check_teacher(name, row)
             self._check_samplings(name, row)
+        self._check_figures()
         return self
+
+    def evaluation_of(self, row: RowConfig) -> EvaluationConfig:
+        """Return what a row's samplings are measured by, and how."""
+        return self.evaluation if row.evaluation is None else self.evaluations[row.evaluation]
+
+    def _check_evaluation(self, key: str, name: str) -> None:
+        if name not in self.evaluations:
+            raise ValueError(
+                f"{key}: no evaluation {name!r}; evaluation.yml has under evaluations "
+                f"{', '.join(self.evaluations) or 'none'}"
+            )
+        if name == "reconstruction":
+            raise ValueError("evaluations.reconstruction: the name is taken; rename it")
 
     def _check_figures(self) -> None:
         """Refuse figures and tables of what nobody samples or measures."""
         for name, figure in self.figures.items():
-            if figure.metric not in self.evaluation.metrics:
-                raise ValueError(
-                    f"figures.{name}.metric {figure.metric!r} is not among evaluation.metrics: "
-                    f"{', '.join(self.evaluation.metrics)}"
-                )
             self._check_named(f"figures.{name}", figure.samplings)
+            for one in figure.samplings:
+                owner = self.rows[one.partition(".")[0]]
+                self._check_metric(f"figures.{name}.metric", figure.metric, owner)
         for name, tradeoff in self.tradeoffs.items():
             self._check_named(f"tradeoffs.{name}", tradeoff.samplings)
             for one in tradeoff.samplings:
@@ -148,6 +175,13 @@ class ProjectConfig(Config):
             row, _, sampling = one.partition(".")
             if row not in self.rows or sampling not in self.rows[row].samplings:
                 raise ValueError(f"{key}: there is no sampling {one!r}")
+
+    def _check_metric(self, key: str, metric: str, row: RowConfig) -> None:
+        """Refuse a metric by which a row is not measured."""
+        metrics = self.evaluation_of(row).metrics
+        if metric not in metrics:
+            place = "evaluation" if row.evaluation is None else f"evaluations.{row.evaluation}"
+            raise ValueError(f"{key} {metric!r} is not among {place}.metrics: {', '.join(metrics)}")
 
     def _check_network(self, name: str, row: RowConfig) -> None:
         """Refuse a network that does not fit the dataset."""
@@ -295,16 +329,10 @@ class ProjectConfig(Config):
 
     def _check_samplings(self, name: str, row: RowConfig) -> None:
         """Refuse what a row's samplings cannot be measured by, or come from."""
-        if row.sweep is not None and row.sweep.metric not in self.evaluation.metrics:
-            raise ValueError(
-                f"{name}.sweep.metric {row.sweep.metric!r} is not among evaluation.metrics: "
-                f"{', '.join(self.evaluation.metrics)}"
-            )
-        if row.selection is not None and row.selection.metric not in self.evaluation.metrics:
-            raise ValueError(
-                f"{name}.selection.metric {row.selection.metric!r} is not among evaluation.metrics,"
-                f" which the reference is made for: {', '.join(self.evaluation.metrics)}"
-            )
+        if row.sweep is not None:
+            self._check_metric(f"{name}.sweep.metric", row.sweep.metric, row)
+        if row.selection is not None:
+            self._check_metric(f"{name}.selection.metric", row.selection.metric, row)
         names = [*row.samplings, *(row.sweep.points if row.sweep else ())]
         names += ["reconstruction"] if row.reconstruction else []
         if twice := sorted({one for one in names if names.count(one) > 1}):

@@ -260,8 +260,6 @@ def _sum(pipelines: Iterable[Pipeline]) -> Pipeline:
 def _dataset_stages(
     name: str, dataset: DatasetConfig, config: ProjectConfig
 ) -> dict[str, Pipeline]:
-    weights = _weights(config.evaluation)
-    published = {"published": f"references.{dataset.reference}"} if dataset.reference else {}
     raw = {"raw": f"raw.{dataset.raw}"}
     return {
         "preprocess": Pipeline(
@@ -272,13 +270,33 @@ def _dataset_stages(
             parameters=_MACHINE,
         ),
         "features": _sum(part.create("create_pipeline") for part in _features_of(name, dataset)),
-        "evaluate": Pipeline(
-            evaluate.create_reference_pipeline(weights, published=bool(published)),
-            namespace=name,
-            inputs={**published, **_shared_weights(weights)},
-            parameters={**_MACHINE, "params:evaluation": "params:evaluation"},
-        ),
     }
+
+
+def _reference_of(data: str, evaluation: str | None, config: ProjectConfig) -> Pipeline:
+    """Return what a dataset's samples are held against, in an evaluation's own namespace."""
+    weights = _weights(config.evaluations[evaluation] if evaluation else config.evaluation)
+    files = config.datasets[data].published(evaluation)
+    published = {
+        ours: f"references.{file}"
+        for ours, file in zip(evaluate.published_inputs(len(files)), files, strict=True)
+    }
+    return Pipeline(
+        evaluate.create_reference_pipeline(weights, num_published=len(files)),
+        namespace=f"{data}.{evaluation}" if evaluation else data,
+        inputs={"images": f"{data}.images", **published, **_shared_weights(weights)},
+        parameters={**_MACHINE, "params:evaluation": _evaluation(evaluation)},
+    )
+
+
+def _reference_entry(data: str, row: RowConfig) -> str:
+    """Return the catalog entry of what a row's samples of a dataset are held against."""
+    return f"{data}.{row.evaluation}.reference" if row.evaluation else f"{data}.reference"
+
+
+def _evaluation(name: str | None) -> str:
+    """Return the parameter that says how an evaluation measures."""
+    return f"params:evaluations.{name}" if name else "params:evaluation"
 
 
 def _sources(row: RowConfig, config: ProjectConfig) -> dict[str, Pipeline]:
@@ -289,13 +307,13 @@ def _sources(row: RowConfig, config: ProjectConfig) -> dict[str, Pipeline]:
         del stages["features"]
     if row.latents is not None and row.train is not None:
         stages["latents"] = _latents_of(row.data, dataset, row.latents).create("create_pipeline")
-    if not row.samplings and not row.sweep:
-        del stages["evaluate"]
-    else:
+    if row.samplings or row.sweep:
         measured = [
             _dataset_stages(data, config.datasets[data], config) for data in row.sampled_data
         ]
-        stages["evaluate"] = _sum(one["evaluate"] for one in measured)
+        stages["evaluate"] = _sum(
+            _reference_of(data, row.evaluation, config) for data in row.sampled_data
+        )
         stages["preprocess"] = _sum(one["preprocess"] for one in (stages, *measured))
     if row.reconstruction is not None and row.reconstruction.data != row.data:
         of = row.reconstruction.data
@@ -385,12 +403,12 @@ def _selecting(name: str, row: RowConfig, config: ProjectConfig) -> _Selecting:
         "params:sampling": f"params:{name}.samplings.{row.selection.sampling}",
         **_decoder(row, config),
     }
-    if "profile" in config.evaluation.model_fields_set:
-        parameters["params:profile"] = "params:evaluation.profile"
+    if "profile" in config.evaluation_of(row).model_fields_set:
+        parameters["params:profile"] = f"{_evaluation(row.evaluation)}.profile"
     arguments = {key.removeprefix("params:"): key for key in ("params:selection", *parameters)}
     return _Selecting(
         {**arguments, "reference": "reference", **weights},
-        {"reference": f"{row.data}.reference", **{entry: entry for entry in weights.values()}},
+        {"reference": _reference_entry(row.data, row), **_shared_weights(list(weights))},
         parameters,
     )
 
@@ -401,8 +419,8 @@ def _sampling(
     """Return one sampling of a row, a namespace of its own; `key` says where its parameters are."""
     points = row.samplings if sampling in row.samplings else row.sweep.points  # type: ignore[union-attr]
     data, guide = points[sampling].data or row.data, points[sampling].guide
-    images, reference = ({noun: f"{data}.{noun}"} for noun in ("images", "reference"))
-    weights = _weights(config.evaluation)
+    images, reference = {"images": f"{data}.images"}, {"reference": _reference_entry(data, row)}
+    weights = _weights(config.evaluation_of(row))
     return {
         "sample": Pipeline(
             sample.create_pipeline(
@@ -428,7 +446,7 @@ def _sampling(
             inputs={**images, **reference, **_shared_weights(weights)},
             parameters={
                 **_MACHINE,
-                "params:evaluation": "params:evaluation",
+                "params:evaluation": _evaluation(row.evaluation),
                 "params:repeats": f"params:{name}.{key}.repeats",
             },
         ),

@@ -86,7 +86,8 @@ class PaperConfig(Config):
         num_samples: Samples of an evaluation; None: it is not published, and nothing compares.
         uncertain: Samplings of which it is not certain that their figures are theirs; the report
             marks them.
-        reference: Name of the published reference file; None: statistics of the dataset itself.
+        reference: Name of the published reference file, or of several in the order in which they
+            are believed; None: statistics of the dataset itself.
         recipe_published: Whether the paper says how the row was made, or trained: where it does
             not, the report marks the row.
         samplings: Figures by sampling of the row, then by metric.
@@ -98,7 +99,7 @@ class PaperConfig(Config):
     data: str
     datasets: dict[str, str] = {}
     num_samples: int | None
-    reference: str | None
+    reference: str | tuple[str, ...] | None
     recipe_published: bool = True
     uncertain: tuple[str, ...] = ()
     samplings: dict[str, dict[PublishedMetric, float]]
@@ -133,6 +134,7 @@ class RowConfig(Config):
         paper: The paper's figures; None for a case of a study.
         study: Name of the study that the row is a case of; None for a line of a table.
         data: Key of `datasets.yml`.
+        evaluation: Key of `evaluations`, what its samplings are measured by; None: `evaluation`.
         latents: Set of latents of the dataset that the network lives in, which a VAE decodes; None:
             the images themselves.
         start: What the network starts as; None: random.
@@ -150,6 +152,7 @@ class RowConfig(Config):
     paper: PaperConfig | None = None
     study: str | None = None
     data: str
+    evaluation: str | None = None
     latents: str | None = None
     start: StartConfig | None = None
     teacher: Literal["cached", "online"] = "cached"

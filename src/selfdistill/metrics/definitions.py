@@ -7,6 +7,7 @@ network under the name of FID would be another number. The catalog says where th
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from selfdistill.files import sha256_once
 from selfdistill.metrics.metric import ExtractorName, Need
@@ -75,11 +76,41 @@ DEFINITIONS: dict[ExtractorName, Definition] = {
 }
 
 
-# Reference files of ADM's evaluator, by their sha256: statistics of these features by this resize.
+# Published reference files, by their sha256: statistics of these features by this resize.
 REFERENCES = {
     "b32732719497e42660a9affb4a966068cba0855ac449b82015e34ec376d20758":
         "VIRTUAL_imagenet256_labeled.npz",
 }  # fmt: skip
+
+# Those whose sha256 nobody here has seen are known by the names that they are published under, and
+# results say so: ADM's, EDM's and EDM2's.
+REFERENCES_BY_NAME = frozenset({
+    "VIRTUAL_imagenet64_labeled.npz",
+    "VIRTUAL_imagenet512.npz",
+    "cifar10-32x32.npz",
+    "ffhq-64x64.npz",
+    "afhqv2-64x64.npz",
+    "imagenet-64x64.npz",
+    "img512.pkl",
+})  # fmt: skip
+
+
+def files_of(published: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """Return what a result says of each reference file, of its "published"."""
+    return [published, *published.get("further", ())] if published else []
+
+
+def title_of(published: Mapping[str, Any] | None) -> str:
+    """Return the names of the reference files in a result's "published"; empty if there are none.
+
+    Of one that is known by its name alone, and of one that is not known, its sha256 is said.
+    """
+    titles = []
+    for file in files_of(published):
+        name, digest = file["file"], file["sha256"][:8]
+        by_name = f"{name} (by its name, {digest})" if file.get("by_name") else name
+        titles.append(str(by_name or f"an unknown file, {digest}"))
+    return " and ".join(titles)
 
 
 def weights_of(needs: Iterable[Need]) -> list[str]:

@@ -217,7 +217,7 @@ class TrackingHooks:
                 around[f"dataset_{data}"] = config.datasets[data].model_dump(mode="json")
         if dataset.teacher is not None:
             around["dataset_teacher"] = config.teachers[dataset.teacher].model_dump(mode="json")
-        around["evaluation"] = config.evaluation.model_dump(mode="json")
+        around["evaluation"] = config.evaluation_of(config.rows[row]).model_dump(mode="json")
         train = {key: value for key, value in values["train"].items() if key not in MACHINE}
         scratch = self._catalog.load(f"{row}.train_scratch")
         names = self._run_params.get("pipeline_names") or ["__default__"]

@@ -20,7 +20,7 @@ SETTINGS = {"params:evaluation": "params:evaluation", "params:distributed": "par
 @pytest.mark.filterwarnings("ignore:One or more dataset names contain")
 def test_a_sampling_is_evaluated_against_its_datasets_reference():
     reference = Pipeline(
-        evaluate.create_reference_pipeline(["inception_2015"], published=True),
+        evaluate.create_reference_pipeline(["inception_2015"], num_published=1),
         namespace="digits",
         inputs={"published": "references.digits", "weights.inception_2015": WEIGHTS},
         parameters=SETTINGS,

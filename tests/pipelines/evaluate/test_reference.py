@@ -16,6 +16,7 @@ from selfdistill.metrics.statistics import Statistics
 from selfdistill.networks.inception import load_inception
 from selfdistill.pipelines.evaluate.collect import Collector
 from selfdistill.pipelines.evaluate.measure import evaluate
+from selfdistill.pipelines.evaluate.published import ReferenceFile
 from selfdistill.pipelines.evaluate.reference import about_of, describe
 
 FID, SFID, RFID = (METRICS[name].need for name in ("fid", "sfid", "rfid"))
@@ -66,7 +67,7 @@ def moments(features: torch.Tensor) -> Moments:
 def test_its_statistics_are_believed_and_its_images_all_serve_precision_and_recall(
     file, collector, pool_3
 ):
-    described = describe(file, file, collector("fid", "sfid", "precision"))
+    described = describe(file, [ReferenceFile.of(file)], collector("fid", "sfid", "precision"))
     known = Statistics.from_arrays(described)
     np.testing.assert_array_equal(known.moments[FID].mu, statistics(2048)[0])
     np.testing.assert_array_equal(known.moments[SFID].sigma, statistics(2023)[1])
@@ -77,7 +78,7 @@ def test_its_statistics_are_believed_and_its_images_all_serve_precision_and_reca
         "file": None, "sha256": file.fingerprint, "believed": ["pool_3", "spatial"],
     }  # fmt: skip
     assert set(about["extractors"]) == {"inception_2015"}  # of the features; but of moments alone:
-    assert about_of(describe(file, file, collector("fid")))["extractors"] == {}
+    assert about_of(describe(file, [ReferenceFile.of(file)], collector("fid")))["extractors"] == {}
 
 
 def test_reconstructions_are_held_against_their_own_images_not_a_larger_set(
@@ -86,7 +87,9 @@ def test_reconstructions_are_held_against_their_own_images_not_a_larger_set(
     damaged = pixels // 2 * 2
     np.savez(tmp_path / "r.npz", damaged)
     samples, made = NpzImages.open(tmp_path / "r.npz"), collector("fid", "rfid", "psnr")
-    result = evaluate(samples, file, describe(file, file, made), 1, made)["metrics"]
+    result = evaluate(samples, file, describe(file, [ReferenceFile.of(file)], made), 1, made)[
+        "metrics"
+    ]
     theirs = load_inception(random_inception)(torch.from_numpy(damaged), ("pool_3",))["pool_3"]
     rfid = frechet_distance(moments(theirs), moments(pool_3))
     mu, sigma = (torch.from_numpy(array) for array in statistics(2048))
@@ -98,14 +101,14 @@ def test_reconstructions_are_held_against_their_own_images_not_a_larger_set(
 
 def test_a_file_that_is_none_of_adms_is_believed_with_a_warning(file, collector, caplog):
     with caplog.at_level(logging.WARNING):
-        describe(file, file, collector("fid"))
-    assert "none of ADM's reference files" in caplog.text
+        describe(file, [ReferenceFile.of(file)], collector("fid"))
+    assert "none of the reference files that we know" in caplog.text
 
 
 def test_adms_own_file_is_known_by_its_sha256(file, collector, caplog, monkeypatch):
     monkeypatch.setitem(definitions.REFERENCES, file.fingerprint, "VIRTUAL.npz")
     with caplog.at_level(logging.WARNING):
-        about = about_of(describe(file, file, collector("fid")))
+        about = about_of(describe(file, [ReferenceFile.of(file)], collector("fid")))
     assert about["published"]["file"] == "VIRTUAL.npz"
     assert not caplog.records
 
@@ -114,7 +117,7 @@ def test_images_alone_are_drawn_from_for_precision_and_recall(
     pixels, collector, shard_set, tmp_path
 ):
     images = shard_set(tmp_path / "shards", pixels)
-    described = describe(images, None, collector("fid", "recall"))
+    described = describe(images, [], collector("fid", "recall"))
     known = Statistics.from_arrays(described)
     assert known.moments[FID].num == NUM
     assert [len(features) for features in known.features.values()] == [5]
@@ -125,16 +128,21 @@ def test_statistics_alone_do_not_do_where_images_are_needed(collector, tmp_path)
     mu, sigma = statistics(2048)
     np.savez(tmp_path / "s.npz", mu=mu, sigma=sigma)
     file = NpzImages.open(tmp_path / "s.npz")
-    assert Statistics.from_arrays(describe(file, file, collector("fid"))).moments[FID].num == 0
+    assert (
+        Statistics.from_arrays(describe(file, [ReferenceFile.of(file)], collector("fid")))
+        .moments[FID]
+        .num
+        == 0
+    )
     for metric, missing in {"sfid": "spatial", "precision": "pool_3"}.items():
         with pytest.raises(ValueError, match=rf"s\.npz holds no images, of which {missing} of"):
-            describe(file, file, collector(metric))
+            describe(file, [ReferenceFile.of(file)], collector(metric))
 
 
 def test_the_reference_of_another_dataset_is_refused(file, collector, shard_set, tmp_path):
     images = shard_set(tmp_path / "small", np.zeros((9, 16, 16, 3), np.uint8))
     with pytest.raises(ValueError, match="it is the reference of another dataset"):
-        describe(images, file, collector("fid", "precision"))
+        describe(images, [ReferenceFile.of(file)], collector("fid", "precision"))
 
 
 @pytest.mark.slow
@@ -154,7 +162,7 @@ def test_any_number_of_processes_gives_inceptions_numbers_to_nine_digits(
         machine = DistributedConfig(device="cpu", num_ranks=num_ranks)
         scratch = tmp_path / f"scratch{num_ranks}"
         made = Collector(config, {"inception_2015": inception_file}, machine, scratch)
-        described = describe(reference, None, made)
+        described = describe(reference, [], made)
         results.append(evaluate(samples, reference, described, 1, made)["metrics"])
     for metric, value in results[0].items():
         for other in results[1:]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from selfdistill.metrics.definitions import title_of
 from selfdistill.pipelines.report.table import PAPERS, Table
 
 PAPER = {
@@ -138,6 +139,16 @@ def test_fewer_samples_or_another_reference_keep_a_fid_from_the_papers_table(cha
     made = table({**EXACT, "protocol": {**EXACT["protocol"], **change}})
     line = rows_of_csv(made)[0]
     assert (line["fid_ours"], line["fid"]) == ("", "4.3712")
+
+
+def test_several_reference_files_are_those_of_the_paper_in_their_order():
+    first = {"file": "a.npz", "sha256": "ab" * 32, "by_name": True}
+    both = {**first, "further": [{"file": "b.npz", "sha256": "cd" * 32}]}
+    made = {**EXACT, "protocol": {**EXACT["protocol"], "reference": {"published": both}}}
+    for named, ours in {("a.npz", "b.npz"): "4.3712", ("b.npz", "a.npz"): "", "a.npz": ""}.items():
+        paper = {**PAPER, "reference": named}
+        assert rows_of_csv(table(made, paper=paper))[0]["fid_ours"] == ours
+    assert title_of(both) == "a.npz (by its name, abababab) and b.npz"
 
 
 def test_a_paper_without_a_reference_file_is_not_compared_with_an_unknown_one():

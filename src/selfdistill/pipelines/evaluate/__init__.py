@@ -4,6 +4,7 @@ from selfdistill.pipelines.evaluate.pipeline import (
     create_compare_pipeline,
     create_pipeline,
     create_reference_pipeline,
+    published_inputs,
     weights_inputs,
 )
 
@@ -11,5 +12,6 @@ __all__ = [
     "create_compare_pipeline",
     "create_pipeline",
     "create_reference_pipeline",
+    "published_inputs",
     "weights_inputs",
 ]

@@ -38,7 +38,7 @@ def describe_reference(
     distributed: DistributedConfig,
     scratch: Path,
     published: Path | None = None,
-    **weights: Path,
+    **files: Path,
 ) -> dict[str, Any]:
     """Measure the real images: what samples are compared with, and the baselines.
 
@@ -47,9 +47,10 @@ def describe_reference(
         evaluation: The metrics, and how.
         distributed: The machine.
         scratch: Where unfinished work is kept.
-        published: A reference file in ADM's format, which is believed instead of the images;
-            the images themselves where they are a file with statistics.
-        weights: Files of the extractors' weights, by name.
+        published: A reference file, which is believed instead of the images; the images
+            themselves where they are a file with statistics.
+        files: Files of the extractors' weights, by name; and as "published_2" and so on further
+            reference files, each believed for what those before it do not know.
 
     Returns:
         NumPy arrays by name, as `describe` lists them.
@@ -59,11 +60,18 @@ def describe_reference(
     """
     from selfdistill.data.npz_images import NpzImages
     from selfdistill.pipelines.evaluate.collect import Collector
+    from selfdistill.pipelines.evaluate.published import ReferenceFile
     from selfdistill.pipelines.evaluate.reference import describe
 
-    brought = images if isinstance(images, NpzImages) and images.statistics() else None
-    file = NpzImages.open(published) if published else brought
-    return describe(images, file, Collector(evaluation, weights, distributed, scratch))
+    further = sorted(name for name in files if name.startswith("published_"))
+    if published is not None:
+        references = [ReferenceFile.open(published)]
+        references += [ReferenceFile.open(files.pop(name)) for name in further]
+    elif isinstance(images, NpzImages) and images.statistics():
+        references = [ReferenceFile.of(images)]
+    else:
+        references = []
+    return describe(images, references, Collector(evaluation, files, distributed, scratch))
 
 
 def evaluate_samples(

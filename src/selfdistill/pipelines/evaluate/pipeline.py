@@ -12,12 +12,12 @@ from selfdistill.pipelines.evaluate import nodes
 _COMPARE = ("samples", "reference", "repeats", "evaluation")  # the keys of `CompareConfig`
 
 
-def create_reference_pipeline(weights: Sequence[str], *, published: bool = False) -> Pipeline:
+def create_reference_pipeline(weights: Sequence[str], *, num_published: int = 0) -> Pipeline:
     """Build the part that belongs to a dataset.
 
     Args:
         weights: Names of the weights that the metrics' extractors take.
-        published: Whether a reference file is an input.
+        num_published: How many reference files are inputs.
     """
     return Pipeline(
         [
@@ -28,7 +28,7 @@ def create_reference_pipeline(weights: Sequence[str], *, published: bool = False
                     "evaluation": "params:evaluation",
                     "distributed": "params:distributed",
                     "scratch": "reference_scratch",
-                    **({"published": "published"} if published else {}),
+                    **{name: name for name in published_inputs(num_published)},
                     **weights_inputs(weights),
                 },
                 outputs="reference",
@@ -98,6 +98,11 @@ def create_compare_pipeline(weights: Sequence[str]) -> Pipeline:
             "params:distributed": "params:distributed",
         },
     )
+
+
+def published_inputs(num: int) -> list[str]:
+    """Return what reference files are called as inputs, in their order."""
+    return ["published", *(f"published_{k}" for k in range(2, num + 1))][:num]
 
 
 def weights_inputs(weights: Sequence[str]) -> dict[str, str]:

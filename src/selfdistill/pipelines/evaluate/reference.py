@@ -10,9 +10,7 @@ import numpy as np
 import torch
 
 from selfdistill.data.image_set import ImageSet
-from selfdistill.data.npz_images import NpzImages
 from selfdistill.metrics.config import needs_of
-from selfdistill.metrics.definitions import REFERENCES
 from selfdistill.metrics.frechet import frechet_distance
 from selfdistill.metrics.metric import Need
 from selfdistill.metrics.moments import Moments, RunningMoments
@@ -20,26 +18,23 @@ from selfdistill.metrics.statistics import Arrays, Statistics
 from selfdistill.metrics.subject import batches
 from selfdistill.metrics.tiny import TinyExtractor
 from selfdistill.pipelines.evaluate.collect import LIBRARIES, Collector
+from selfdistill.pipelines.evaluate.published import ReferenceFile
 
 logger = logging.getLogger(__name__)
 
 BASELINES = ("noise", "real_halves")
 
 _SEED = 0
-# What ADM's reference files bring, by the names of their arrays.
-_PUBLISHED = {
-    Need("inception_2015", "pool_3", "moments"): ("mu", "sigma"),
-    Need("inception_2015", "spatial", "moments"): ("mu_s", "sigma_s"),
-}
 
 
-def describe(images: ImageSet, published: NpzImages | None, collector: Collector) -> Arrays:
+def describe(images: ImageSet, published: Sequence[ReferenceFile], collector: Collector) -> Arrays:
     """Return the statistics of the real images that the metrics compare samples with.
 
     Args:
         images: Real images.
-        published: A reference file in ADM's format. What it knows is taken from it: means and
-            covariances, and its own images for precision and recall; the rest from `images`.
+        published: Reference files. What they know is taken from them, the first that knows it:
+            means and covariances, and their own images for precision and recall; the rest from
+            `images`.
         collector: What statistics are made with.
 
     Returns:
@@ -52,8 +47,16 @@ def describe(images: ImageSet, published: NpzImages | None, collector: Collector
             or as `Collector.collect` does.
     """
     needs = needs_of(collector.config.metrics, of_reference=True)
-    known = _believed(published, needs)
-    gallery = published or images  # a file of statistics alone is as empty as None
+    believed = _believed(published, needs)
+    known = Statistics(
+        {
+            need: Moments(torch.from_numpy(mu), torch.from_numpy(sigma), 0)
+            for need, file in believed.items()
+            for mu, sigma in [file.moments[need]]
+        }
+    )
+    bringing = next((file for file in published if file.images is not None), None)
+    gallery: ImageSet = images if bringing is None or bringing.images is None else bringing.images
     if len(images) and len(gallery) and gallery.shape != images.shape:
         raise ValueError(
             f"{gallery.path} holds images of {list(gallery.shape)}, {images.path} of "
@@ -65,7 +68,11 @@ def describe(images: ImageSet, published: NpzImages | None, collector: Collector
         if wanted and not len(some):
             taps = ", ".join(f"{need.tap} of {need.extractor}" for need in wanted)
             raise ValueError(f"{some.path} holds no images, of which {taps} are to be taken")
-    chosen = _manifold(gallery, published, collector.config.num_manifold_images)
+    used = dict.fromkeys(believed.values())
+    if bringing is not None and features:
+        used[bringing] = None
+    num = None if bringing is not None else collector.config.num_manifold_images
+    chosen = _manifold(gallery, num)
     everything = range(len(images))
     if gallery is images and isinstance(chosen, range):
         made = collector.collect(images, everything, [*moments, *features])
@@ -73,7 +80,8 @@ def describe(images: ImageSet, published: NpzImages | None, collector: Collector
         made = collector.collect(images, everything, moments)
         made |= collector.collect(gallery, chosen, features)
     arrays = (known | made).arrays()
-    arrays["about"] = np.array(json.dumps(_about(images, published, known, gallery, collector)))
+    files = [(file, [need for need in known.moments if believed[need] is file]) for file in used]
+    arrays["about"] = np.array(json.dumps(_about(images, files, gallery, collector)))
     if any(need.extractor == "tiny" for need in needs):
         arrays |= _tiny_baselines(images, collector.config.batch_size)
     return arrays
@@ -87,8 +95,7 @@ def about_of(reference: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _about(
     images: ImageSet,
-    published: NpzImages | None,
-    known: Statistics,
+    files: Sequence[tuple[ReferenceFile, Sequence[Need]]],
     gallery: ImageSet,
     collector: Collector,
 ) -> dict[str, Any]:
@@ -96,25 +103,23 @@ def _about(
 
     Returns:
         "images" and "num_images": fingerprint and number of the real images; "published": None, or
-        "file", its name if it is one of ADM's and else None, "sha256" and "believed", the taps
-        whose moments are its own; "manifold": which features precision and recall use, None if they
-        are not wanted; "extractors" and "versions" as in the protocol of a result, of what was made
-        here: nothing is known of how published moments were.
+        of the first file that was of use "file", its name if it is one that we know and else None,
+        "sha256" and "believed", the taps whose moments are its own, "by_name" where its name is all
+        that says which file it is, and "further", the same of the others; "manifold": which
+        features precision and recall use, None if they are not wanted; "extractors" and "versions"
+        as in the protocol of a result, of what was made here: nothing is known of how published
+        moments were.
     """
     needs = needs_of(collector.config.metrics, of_reference=True)
-    believed = sorted(need.tap for need in known.moments)
     features = [need for need in needs if need.kind == "features"]
-    file = None
-    if published is not None and (believed or (features and gallery is published)):
-        file = {
-            "file": REFERENCES.get(published.fingerprint),
-            "sha256": published.fingerprint,
-            "believed": believed,
-        }
+    known = {need for _, theirs in files for need in theirs}
+    published = [_about_file(file, theirs) for file, theirs in files]
+    if published[1:]:
+        published[0]["further"] = published[1:]
     return {
         "images": images.fingerprint,
         "num_images": len(images),
-        "published": file,
+        "published": published[0] if published else None,
         "manifold": {
             "images": gallery.fingerprint,
             "num_wanted": collector.config.num_manifold_images,
@@ -127,30 +132,44 @@ def _about(
     }
 
 
-def _believed(published: NpzImages | None, needs: Iterable[Need]) -> Statistics:
-    """Return what of the needs a reference file knows; it does not say of how many images."""
-    arrays = {} if published is None else published.statistics() or {}
-    known = Statistics(
-        {
-            need: Moments(torch.from_numpy(arrays[mu]), torch.from_numpy(arrays[sigma]), 0)
-            for need, (mu, sigma) in _PUBLISHED.items()
-            if mu in arrays and need in needs
-        }
-    )
-    if published is not None and known.moments and published.fingerprint not in REFERENCES:
-        logger.warning(
-            "%s is none of ADM's reference files: its statistics are believed, but nobody knows of "
-            "which images, features and resize they are",
-            published.path,
-        )
-    return known
+def _about_file(file: ReferenceFile, believed: Sequence[Need]) -> dict[str, Any]:
+    about = {
+        "file": file.name,
+        "sha256": file.sha256,
+        "believed": sorted(need.tap for need in believed),
+    }
+    return {**about, "by_name": True} if file.is_known_by_name else about
 
 
-def _manifold(
-    gallery: ImageSet, published: NpzImages | None, num: int | None
-) -> range | np.ndarray:
+def _believed(
+    published: Sequence[ReferenceFile], needs: Iterable[Need]
+) -> dict[Need, ReferenceFile]:
+    """Return which file is believed for which of the needs: the first that knows it."""
+    believed = {
+        need: file
+        for need in needs
+        if (file := next((one for one in published if need in one.moments), None)) is not None
+    }
+    for file in dict.fromkeys(believed.values()):
+        if file.name is None:
+            logger.warning(
+                "%s is none of the reference files that we know: its statistics are believed, but "
+                "nobody knows of which images, features and resize they are",
+                file.path,
+            )
+        elif file.is_known_by_name:
+            logger.warning(
+                "%s is taken for the published %s by its name alone; its sha256 is %s",
+                file.path,
+                file.name,
+                file.sha256,
+            )
+    return believed
+
+
+def _manifold(gallery: ImageSet, num: int | None) -> range | np.ndarray:
     """Choose the real images for precision and recall: all that a reference file brings."""
-    if gallery is published or num is None or num >= len(gallery):
+    if num is None or num >= len(gallery):
         return range(len(gallery))
     return np.sort(np.random.default_rng(_SEED).permutation(len(gallery))[:num])
 

@@ -12,6 +12,7 @@ from selfdistill.base_config import as_written
 from selfdistill.diffusion.config import SolverConfig
 from selfdistill.methods.config import PAPERS
 from selfdistill.metrics.config import METRICS
+from selfdistill.metrics.definitions import title_of
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,8 @@ class Card:
                 yield sampling, label, theirs, number, data, *protocol
 
     def _note(self) -> str:
-        reference = self.paper["reference"] or "its dataset"
+        named = self.paper["reference"] or "its dataset"
+        reference = named if isinstance(named, str) else " and ".join(named)
         count = self.paper["num_samples"]
         number = "an unpublished number of" if count is None else f"{count:,}"
         doubt = ""
@@ -239,11 +241,7 @@ class Card:
 def _protocol(metric: str, protocol: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return number of samples, reference and extractor of one of the numbers."""
     about, need = protocol["reference"], METRICS[metric].need
-    published = about["published"]
-    if published:
-        reference = str(published["file"] or f"an unknown file, {published['sha256'][:8]}")
-    else:
-        reference = f"{about['num_images']:,} images"
+    reference = title_of(about["published"]) or f"{about['num_images']:,} images"
     extractor = protocol["extractors"].get(need.extractor) if need else None
     network = f"{need.extractor} ({extractor['weights_sha256'][:8]})" if need and extractor else ""
     return f"{protocol['num_samples']:,}", reference, network

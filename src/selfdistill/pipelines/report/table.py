@@ -10,6 +10,7 @@ from typing import Any, Self
 from selfdistill.base_config import as_written
 from selfdistill.methods.config import PAPERS
 from selfdistill.metrics.config import METRICS
+from selfdistill.metrics.definitions import files_of, title_of
 from selfdistill.pipelines.report.origin import origins
 from selfdistill.pipelines.report.render import Grid, to_html, to_markdown, to_page, to_text
 from selfdistill.pipelines.report.selected import HEADING, HEADS, Selected
@@ -87,10 +88,11 @@ class Entry:
         if result is None:
             return cls(*known, parameters=parameters)
         metrics, protocol = result["metrics"], result["protocol"]
-        published = protocol["reference"]["published"]
-        reference = published["file"] or "unknown" if published else None
-        measured_on = (data, protocol["num_samples"], reference)
-        alike = measured_on == (theirs, paper["num_samples"], paper["reference"])
+        files = [one["file"] or "unknown" for one in files_of(protocol["reference"]["published"])]
+        named = paper["reference"] or ()
+        expected = [named] if isinstance(named, str) else [*named]
+        measured_on = (data, protocol["num_samples"], files)
+        alike = measured_on == (theirs, paper["num_samples"], expected)
         comparable = [name for name in metrics if alike and name not in _SMALL]
         return cls(
             *known,
@@ -333,10 +335,7 @@ class Table:
 
 def _reference(about: Mapping[str, Any]) -> str:
     """Return what samples were compared with."""
-    published = about["published"]
-    if published:
-        return str(published["file"] or f"an unknown file, {published['sha256'][:8]}")
-    return f"{about['num_images']} images"
+    return title_of(about["published"]) or f"{about['num_images']} images"
 
 
 def _heading(title: str) -> str:
