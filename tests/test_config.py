@@ -362,7 +362,7 @@ class TestNoiseLevels:
         for path, value, message in (
             ("samplings.n10.levels", [1.0] * 10, "levels means nothing for network dit"),
             ("method.levels", {"mean": 0, "deviation": 1}, "method.levels means nothing where"),
-            ("method", self.SID, "method sid distils EDM's networks, not a dit"),
+            ("method", self.SID, "'ddim' is not of network dit as method sid asks it"),
             ("method.augment", {"probability": 0.1}, "method.augment .* nothing for latents"),
         ):
             values = parameters(project, "base")
