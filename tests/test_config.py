@@ -10,6 +10,7 @@ from kedro.config import OmegaConfigLoader
 
 from selfdistill.config import ProjectConfig
 from selfdistill.methods.registry import build_network
+from selfdistill.row_config import RowConfig
 from selfdistill.settings import CONFIG_LOADER_ARGS
 
 ENVIRONMENTS = ("base", "tiny")
@@ -362,7 +363,7 @@ class TestNoiseLevels:
         for path, value, message in (
             ("samplings.n10.levels", [1.0] * 10, "levels means nothing for network dit"),
             ("method.levels", {"mean": 0, "deviation": 1}, "method.levels means nothing where"),
-            ("method", self.SID, "'ddim' is not of network dit as method sid asks it"),
+            ("method", self.SID, r"samplings\.n250\.solver 'ddim' is not of network dit as method"),
             ("method.augment", {"probability": 0.1}, "method.augment .* nothing for latents"),
         ):
             values = parameters(project, "base")
@@ -373,3 +374,44 @@ class TestNoiseLevels:
             place[last] = value
             with pytest.raises(ValueError, match=message):
                 ProjectConfig.from_parameters(values)
+
+    TAP = {"kind": "channels", "block": 6}
+    ADVERSARY = {
+        "generator_weight": 0.01, "fake_weight": 1, "rests_nimg": 0, "joins_nimg": 0,
+        "largest_gradient": None,
+    }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("row_name", "tap", "changes", "message"),
+        [
+            ("dit_s_256", TAP, {}, None),
+            ("dsd_b", {"kind": "tokens"}, {"teacher_head": "clean"}, None),
+            ("dit_s_256", None, {}, r"tap: network dit has no encoder to judge by; say where"),
+            ("dit_s_256", {**TAP, "block": 13}, {}, r"tap\.block 13: network dit has 12 blocks"),
+            ("dit_s_256", {**TAP, "block": 0}, {}, "should be greater than 0"),
+            ("dit_s_256", TAP, {"teacher_head": "clean"}, "teacher_head clean: network dit has no"),
+            ("dit_s_256", TAP, {"normalize_weights": True}, "is of EDM2's networks"),
+            ("sd15", TAP, {}, "method sid distils EDM's networks, DiT, SiT and DSD: no text_unet"),
+        ],
+    )
+    def test_rows_of_adapted_networks(self, row, row_name, tap, changes, message):
+        adversary = {**self.ADVERSARY, "tap": tap}
+        method = {**self.SID, "data_deviation": 1.0, "adversary": adversary, **changes}
+        values = {**row["one_step"], "network": row[row_name]["network"], "method": method}
+        if message is None:
+            RowConfig.model_validate(values)
+            return
+        with pytest.raises(ValueError, match=message):
+            RowConfig.model_validate(values)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"adversary": {**ADVERSARY, "tap": TAP}}, "tap: network ddpmpp judges by its encoder"),
+            ({"data_deviation": 1.0}, "data_deviation 1.0: network ddpmpp takes 0.5 for granted"),
+        ],
+    )
+    def test_edm_networks_have_neither_tap_nor_deviation(self, row, changes, message):
+        values = {**row["one_step"], "method": {**self.SID, **changes}}
+        with pytest.raises(ValueError, match=message):
+            RowConfig.model_validate(values)

@@ -1,8 +1,12 @@
 """SiDA in the one loop: three networks and their turns, stopped and resumed to the same bytes."""
 
+import json
+
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from selfdistill.distributed_config import DistributedConfig
 from selfdistill.methods.config import MethodConfig
 from selfdistill.methods.registry import build_network, method_around
 from selfdistill.methods.sid import SiD
@@ -38,27 +42,39 @@ NETWORK = NetworkConfig.model_validate(
 FILES = ("weights.safetensors", "checkpoint.json", "curves.jsonl")
 
 
+def method_of(network):
+    """Return the objective as the network needs it."""
+    values = SIDA.model_dump()
+    if network.root.name == "edm2":
+        values["normalize_weights"] = True
+    if network.root.name != "ddpmpp":
+        values["augment"] = None
+    if network.root.name == "dsd_vit":
+        values["adversary"]["tap"] = {"kind": "channels", "block": 2}
+        values["data_deviation"] = 1.0
+    return MethodConfig.model_validate(values)
+
+
 @pytest.fixture
 def run(images, train_config, one_rank):
     def run(scratch, network=NETWORK, **changes):
         config = train_config.model_copy(update={"checkpoint_nimg": 16, "log_nimg": 16, **changes})
-        method = SIDA
-        if network is EDM2:
-            method = MethodConfig(
-                SIDA.root.model_copy(update={"normalize_weights": True, "augment": None})
-            )
+        method = method_of(network)
         return train_row(images, None, network, method, config, one_rank, scratch, {})
 
     return run
 
 
 @pytest.mark.parametrize(
-    ("network", "stop_at"), [(NETWORK, 16), (NETWORK, 64), (EDM2, 64)], ids=["rests", "edm", "edm2"]
+    ("chosen", "stop_at"),
+    [(NETWORK, 16), (NETWORK, 64), (EDM2, 64), (None, 64)],
+    ids=["rests", "edm", "edm2", "dsd"],
 )
 def test_several_networks_in_turns_resume_to_the_same_bytes(
-    run, tmp_path, monkeypatch, network, stop_at
+    run, tmp_path, monkeypatch, network, chosen, stop_at
 ):
     """Stopped while the generator rests, or later; what is dropped is dropped again."""
+    network = chosen or network  # the latter is DSD's
     whole, original = run(tmp_path / "whole", network), SiD.after_step
 
     class Killed(BaseException):
@@ -78,7 +94,7 @@ def test_several_networks_in_turns_resume_to_the_same_bytes(
     for name in FILES:
         assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
     names = {name.partition(".")[0] for name in load_file(whole.path / FILES[0])}
-    assert names == {"network", "average"}
+    assert names == {"network", "average"} | (set() if chosen else {"trunk"})
 
 
 def test_the_generator_rests_until_its_time(run, tmp_path, monkeypatch):
@@ -132,3 +148,42 @@ def test_sid2a_learns_from_the_teacher_and_starts_as_a_generator():
         assert all(value.equal(own[name]) for name, value in part.state_dict().items())
     trained = {name for name, value in method.named_parameters() if value.requires_grad}
     assert {name.partition(".")[0] for name in trained} == {"network", "fake"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "strategy"),
+    [
+        (EDM2, "fsdp"),
+        pytest.param(None, "fsdp", marks=pytest.mark.slow),
+        pytest.param(EDM2, "ddp", marks=pytest.mark.slow),
+        pytest.param(None, "ddp", marks=pytest.mark.slow),
+    ],
+    ids=["edm2-fsdp", "dsd-fsdp", "edm2-ddp", "dsd-ddp"],
+)
+def test_two_ranks_train_as_one(images, train_config, tmp_path, network, chosen, strategy):
+    """Weights that are brought back to their norm are cut among ranks; so is one of one row."""
+    network = chosen or network
+    if chosen:
+        narrow = {"width": 16, "attention_sides": (), "dropout": 0.0}
+        network = NetworkConfig.model_validate({**chosen.model_dump(), **narrow})
+    values = method_of(network).model_dump()
+    values["adversary"] |= {"rests_nimg": 0, "joins_nimg": 8}
+    method = MethodConfig.model_validate(values)
+    sizes = {"micro_batch_size": 4, "total_nimg": 32, "checkpoint_nimg": 32, "warmup_nimg": 0}
+    config = train_config.model_copy(update=sizes)
+    lines, weights = [], []
+    for num_ranks in (1, 2):
+        machine = {"device": "cpu", "num_ranks": num_ranks, "strategy": strategy}
+        machine = DistributedConfig.model_validate({**machine, "num_workers": num_ranks})
+        scratch = tmp_path / str(num_ranks)
+        found = train_row(images, None, network, method, config, machine, scratch, {})
+        lines.append([json.loads(line) for line in found.curves.open()])
+        weights.append(load_file(found.path / FILES[0]))
+    for expected, found in zip(*lines, strict=True):
+        for name in (name for name in expected if "/" in name):
+            assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
+    assert {"fake/discrimination", "network/score_identity", "network/deception"} <= set(expected)
+    expected, found = weights
+    assert list(found) == list(expected)
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-4, rtol=1e-3, msg=name)
