@@ -116,6 +116,18 @@ def test_all_that_a_turn_trains_has_a_gradient_and_nothing_else(build, name, tap
         assert {key.partition(".")[0] for key in trained} == {turn}
 
 
+@pytest.mark.parametrize("name", ["dit", "sit"])
+def test_fixed_positions_and_idle_projectors_are_trained_by_no_turn(build, monkeypatch, name):
+    """Or positions would move, and ranks wait for the projectors' gradient."""
+    if name == "sit":
+        monkeypatch.setitem(VALUES["sit"], "projectors", {"block": 1, "width": 16, "dims": [6]})
+    method = build(name)
+    for turn in method.turns():
+        frozen = {k for k, p in getattr(method, turn).named_parameters() if not p.requires_grad}
+        heads = {key.split(".")[1] for key in frozen}
+        assert heads == {"pos_embed"} | ({"projectors"} if name == "sit" else set())
+
+
 def test_the_clean_heads_teacher_is_another_one_and_all_begin_as_the_vit(build):
     velocity, clean = (
         build("dsd_vit", random=False, teacher_head=head) for head in ("velocity", "clean")
