@@ -67,7 +67,7 @@ class SiD(LatentMethod):
         self.frozen: Any = None
         if weights is not None:
             taught = self.network if teacher is None else teacher
-            self.fake = copy.deepcopy(taught).requires_grad_(True)
+            self.fake = copy.deepcopy(taught)
             self.frozen = copy.deepcopy(taught).requires_grad_(False).eval()
             if getattr(self.fake, "logvar_linear", None) is not None:
                 self.fake.logvar_linear.requires_grad_(config.log_variance)
