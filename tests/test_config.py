@@ -415,3 +415,39 @@ class TestNoiseLevels:
         values = {**row["one_step"], "method": {**self.SID, **changes}}
         with pytest.raises(ValueError, match=message):
             RowConfig.model_validate(values)
+
+
+SELECTION = {
+    "metric": "fid", "sampling": "plain", "nimg": 512_000, "num_images": 50_000, "batch_size": 64,
+    "seed": 99,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": "recall"}, "metric: no selection by 'recall'; there are fid, sfid, inception"),
+        ({"metric": "rfid"}, "metric: no selection by 'rfid'"),
+        ({"metric": "fd_tiny"}, "dsd_b.selection.metric 'fd_tiny' is not among evaluation.metrics"),
+        ({"sampling": "absent"}, "the row has no sampling 'absent'; it has plain, unshifted,"),
+        ({"seed": 0}, "selection.seed 0 is that of the sampling 'plain', whose numbers"),
+        ({"nimg": 512_001}, "selection.nimg 512001 is no multiple of train.log_nimg"),
+    ],
+)
+def test_a_selection_that_means_nothing_is_refused(base, change, message):
+    base["dsd_b"]["train"] |= {"batch_size": 512, "log_nimg": 512, "checkpoint_nimg": 512}
+    base["dsd_b"]["train"]["micro_batch_size"] = 64
+    base["dsd_b"]["selection"] = dict(SELECTION)
+    assert ProjectConfig.from_parameters(base).rows["dsd_b"].selection.nimg == 512_000
+    base["dsd_b"]["selection"] |= change
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ProjectConfig.from_parameters(base)
+
+
+def test_a_selection_is_of_a_training(project):
+    tiny = copy.deepcopy(parameters(project, "tiny"))
+    name = next(n for n, row in tiny.items() if isinstance(row, dict) and not row.get("train", 1))
+    sampling = next(iter(tiny[name]["samplings"]))
+    tiny[name]["selection"] = {**SELECTION, "metric": "fd_tiny", "sampling": sampling}
+    with pytest.raises(ValueError, match="selection is of a training"):
+        ProjectConfig.from_parameters(tiny)

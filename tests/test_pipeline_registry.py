@@ -15,6 +15,7 @@ from selfdistill.config import ProjectConfig
 from selfdistill.config_loader import ProjectConfigLoader
 from selfdistill.networks.teacher_config import TeacherConfig
 from selfdistill.pipeline_registry import _check_names
+from selfdistill.pipelines.sample.config import SampleConfig
 from selfdistill.settings import CONFIG_LOADER_ARGS
 
 ROWS = ("dsd_s", "dsd_m", "dsd_b")
@@ -272,3 +273,36 @@ def test_two_reference_files_of_a_dataset_are_both_fetched(project):
         "edm_imagenet_64", "adm_imagenet_64",
     )  # fmt: skip
     assert {"references.edm_imagenet_64", "references.adm_imagenet_64"} <= set(node.inputs)
+
+
+@pytest.mark.parametrize("row", ["dsd_s", "dit_xl_512"])
+def test_a_row_that_selects_takes_the_reference_and_others_do_not(project, row):
+    bootstrap_project(project)
+    loader = OmegaConfigLoader(str(project / "conf"), env="tiny", **CONFIG_LOADER_ARGS)
+    values = loader["parameters"][row]
+    data, nimg = values["data"], values["train"]["log_nimg"]
+    sampling = next(iter(values["samplings"]))
+    selection = {
+        "metric": "fd_tiny", "sampling": sampling, "nimg": nimg, "num_images": 20,
+        "batch_size": 10, "seed": 99,
+    }  # fmt: skip
+    params = {row: {"selection": selection}}
+    with KedroSession.create(project, env="tiny", runtime_params=params) as session:
+        session.load_context()
+        found = {name: pipelines[name] for name in (row, "dsd_m", "plan")}
+    (train,) = [node for node in found[row].nodes if node.name == f"{row}.train"]
+    beside = {
+        f"{data}.reference", f"params:{row}.selection", f"params:{row}.samplings.{sampling}",
+        "params:evaluation.profile",
+    }  # fmt: skip
+    decoder = {name for name in train.inputs if name.startswith(("params:vaes", f"params:{data}."))}
+    assert beside <= set(train.inputs)
+    assert len(decoder) == (0 if row == "dsd_s" else 2)
+    (other,) = [node for node in found["dsd_m"].nodes if node.name == "dsd_m.train"]
+    assert not beside & set(other.inputs)
+    (table,) = [node for node in found[row].nodes if node.short_name.startswith("tabulate_")]
+    assert [name for name in table.inputs if name.endswith(".curves")] == [f"{row}.curves"]
+    (planned,) = [node for node in found["plan"].nodes if node.name == f"{row}.plan_row"]
+    assert f"params:{row}.selection" in planned.inputs
+    hints = TypeExtractor({row: found[row]}).extract_types_from_pipelines()
+    assert hints[f"{row}.samplings.{sampling}"] is SampleConfig  # of the stage sample, as before

@@ -182,3 +182,31 @@ def test_sync_writes_what_differs_removes_what_is_no_more_and_keeps_changes(proj
     edited = tmp_path / FOLDER / "dsd_b" / "dvc.yaml"
     edited.write_text(edited.read_text().replace("kedro run", "kedro  run"))
     assert outdated(tmp_path, again) == [FOLDER / "dsd_b" / "dvc.yaml"]
+
+
+def test_a_training_that_selects_depends_on_reference_solver_and_metric_and_no_other_does(
+    conf, texts
+):
+    selection = {
+        "metric": "fid", "sampling": "plain", "nimg": 1_024_000, "num_images": 50_000,
+        "batch_size": 64, "seed": 99,
+    }  # fmt: skip
+    conf.change("base/parameters/dsd.yml", {"dsd_s": {"selection": selection}})
+    family = Family(conf.path.parent, "base")
+    (stage, other) = (
+        next(one for one in family.stages if one.name == "train" and owner_of(one.nodes[0]) == name)
+        for name in ("dsd_s", "dsd_m")
+    )
+    described, usual = family.describe(stage), family.describe(other)
+    assert usual == stages_of(texts, "pipelines.dvc/dsd_m/dvc.yaml")["train"]
+    assert "data/04_feature/imagenet_256/reference.npz" in described["deps"]
+    (of_values, of_files) = described["params"]
+    (keys,) = of_values.values()
+    assert {"dsd_s.selection", "dsd_s.samplings.plain.solver", "evaluation.profile"} <= set(keys)
+    assert not {"dsd_s.samplings.plain", "dsd_s.samplings.plain.shard_size"} & set(keys)
+    assert "weights.inception_2015" in next(iter(of_files.values()))
+    measuring, plain = (family.program(one) for one in (stage, other))
+    assert measuring.name == f"{plain.name}_selecting"
+    file = "src/selfdistill/metrics/frechet.py"
+    assert file in measuring.describe()["deps"]
+    assert file not in plain.describe()["deps"]

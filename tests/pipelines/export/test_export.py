@@ -209,3 +209,12 @@ def test_the_release_shows_itself_and_its_absence(catalog):
     run(catalog)
     assert entry.exists()
     assert json.loads(entry.preview())["nimg"] == 64_058_350
+
+
+def test_the_card_keeps_the_number_of_a_selection_apart(catalog, checkpoint):
+    assert "optimistic" not in run(catalog).path.joinpath("README.md").read_text()
+    trail = [[16, 5.0], [32, 4.126]]
+    checkpoint.about["selected"] = {"metric": "fid", "value": 4.126, "nimg": 32, "trail": trail}
+    card = run(catalog).path.joinpath("README.md").read_text()
+    assert "those of 32 images, the best of 2 evaluations during training:\nFID 4.13." in card
+    assert "4.13" not in card.split("## Numbers")[1].split("The paper's numbers are")[0]

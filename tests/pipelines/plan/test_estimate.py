@@ -15,8 +15,10 @@ from selfdistill.pipelines.plan.estimate import (
     plan_sets,
     plan_training,
 )
+from selfdistill.pipelines.plan.sampling import SamplingCost
 from selfdistill.pipelines.plan.step import StepCost, trace_step
 from selfdistill.pipelines.train.config import TrainConfig
+from selfdistill.pipelines.train.selection_config import SelectionConfig
 from selfdistill.settings import CONFIG_LOADER_ARGS
 
 
@@ -130,3 +132,16 @@ def test_an_unknown_row_is_named(base):
 def test_every_raw_set_of_a_dataset_has_an_expected_number_of_images(base):
     config = ProjectConfig.from_parameters(base)
     assert {dataset.raw for dataset in config.datasets.values()} <= config.plan.num_images.keys()
+
+
+def test_samples_that_a_state_is_selected_by_are_part_of_the_training(train_config, plan):
+    """96 images, selected each 40: three times."""
+    selection = SelectionConfig(
+        metric="fid", sampling="plain", nimg=40, num_images=1_000, batch_size=64, seed=1
+    )
+    cost = SamplingCost(1, {"plain": 10**12})
+    arguments = ("data", 16, train_config, STEP, 7, cost, {}, 0, plan)
+    (usual, _), (longer, _) = (
+        plan_training(*arguments, one).hours["gpu"] for one in (None, selection)
+    )
+    assert longer - usual == pytest.approx(3 * 1_000 / 50 / 0.5 / 3600)

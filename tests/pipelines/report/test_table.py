@@ -356,3 +356,22 @@ def test_the_same_inputs_give_the_same_bytes():
     assert first.markdown("a") == second.markdown("a")
     assert first.csv() == second.csv()
     assert first.html("a", {}, {}) == second.html("a", {}, {})
+
+
+def test_a_number_that_a_state_was_selected_by_stands_apart_from_what_was_measured():
+    curves = [
+        {"nimg": 8, "loss": 1.0},
+        *({"nimg": n, "selection": {"fid": v}} for n, v in ((16, 9.0), (32, 3.126), (48, 5.0))),
+    ]
+    inputs = {
+        "dsd_b.plain.metrics": EXACT,
+        "params:dsd_b": {"paper": PAPER, "data": "imagenet_256"},
+    }
+    apart = Table.collect({**inputs, "dsd_b.curves": curves})
+    assert apart.entries == Table.collect(inputs).entries
+    assert apart.paper_table() == Table.collect(inputs).paper_table()
+    assert apart.csv() == Table.collect(inputs).csv()
+    assert ["dsd_b", "FID", "3.13", "32", "3"] in rows_of_markdown(apart.markdown("dsd"))
+    for text in (apart.markdown("dsd"), apart.text(), apart.html("dsd", {}, {})):
+        assert "the best of several evaluations (optimistic)" in text
+    assert Table.collect({**inputs, "dsd_b.curves": None}).selected == ()

@@ -7,13 +7,10 @@ import signal
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from selfdistill.distributed import World
 from selfdistill.distributed_config import DistributedConfig
-from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.config import MethodConfig
-from selfdistill.methods.sid import SiD
 from selfdistill.metrics.config import EvaluationConfig
 from selfdistill.metrics.statistics import Statistics
 from selfdistill.networks.config import NetworkConfig
@@ -22,8 +19,11 @@ from selfdistill.pipelines.evaluate.measure import evaluate
 from selfdistill.pipelines.evaluate.reference import describe
 from selfdistill.pipelines.sample.config import SampleConfig
 from selfdistill.pipelines.sample.generate import generate_samples
+from selfdistill.pipelines.train import job
 from selfdistill.pipelines.train.best import Best
+from selfdistill.pipelines.train.config import TrainConfig
 from selfdistill.pipelines.train.job import train_row
+from selfdistill.pipelines.train.loop import State
 from selfdistill.pipelines.train.nodes import train as train_node
 from selfdistill.pipelines.train.selecting import prepare
 from selfdistill.pipelines.train.selection import SampleJudge
@@ -40,6 +40,17 @@ NETWORK = NetworkConfig.model_validate(
         "name": "ddpmpp", "latent_size": 16, "latent_channels": 3, "width": 16, "multipliers": [1],
         "num_blocks": 1, "attention_sides": [], "num_classes": 5, "conditional": True,
         "dropout": 0.2, "augment_dim": 0,
+    }
+)  # fmt: skip
+TRAIN = TrainConfig.model_validate(
+    {
+        "seed": 0, "total_nimg": 48, "batch_size": 8, "micro_batch_size": 8, "flip": False,
+        "warmup_nimg": 0, "schedule": "constant", "clip_norm": None, "precision": "fp32",
+        "compile": False, "recompute_activations": False, "log_nimg": 8, "num_probe_images": 0,
+        "checkpoint_nimg": 32,
+        "optimizer": {
+            "name": "adamw", "lr": 1.0e-3, "weight_decay": 0, "betas": (0.0, 0.99), "eps": 1.0e-8,
+        },
     }
 )  # fmt: skip
 SELECTION = {
@@ -65,7 +76,7 @@ def reference(images, tmp_path_factory):
     return describe(images, None, Collector(config, {}, DistributedConfig(device="cpu"), scratch))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def chosen(images, reference):
     def chosen(**changes):
         values = {**SELECTION, **changes}
@@ -74,17 +85,38 @@ def chosen(images, reference):
     return chosen
 
 
-@pytest.fixture
-def run(images, train_config, one_rank, chosen):
+@pytest.fixture(scope="module")
+def run(images, one_rank, chosen):
     def run(scratch, distributed=one_rank, select=True, selection=None, **changes):
-        update = {"total_nimg": 48, "checkpoint_nimg": 32, "log_nimg": 8, "num_probe_images": 0}
-        config = train_config.model_copy(update={**update, "schedule": "constant", **changes})
+        config = TRAIN.model_copy(update=changes)
         found = chosen(**(selection or {})) if select else None
         return train_row(
             images, None, NETWORK, SID, config, distributed, scratch, {}, selection=found
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def ends():
+    """By scratch folder, the method's state when its training ended, and its layers' modes."""
+    found, original = {}, job.fit
+
+    def fit(method, loader, config, world, directory, *others):
+        nimg = original(method, loader, config, world, directory, *others)
+        state = {name: value.clone() for name, value in method.state_dict().items()}
+        found[directory.parent] = state, [module.training for module in method.modules()]
+        return nimg
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "fit", fit)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def whole(run, ends, tmp_path_factory):
+    """A training that nothing has stopped."""
+    return run(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
@@ -119,53 +151,39 @@ def test_the_checkpoint_has_the_weights_of_the_smallest_number(run, tmp_path, fi
     assert sorted(file.name for file in best.path.iterdir()) == sorted(FILES)
 
 
-def test_selecting_changes_no_bit_of_the_training(run, tmp_path, monkeypatch):
+def test_selecting_changes_no_bit_of_the_training(run, whole, ends, tmp_path):
     """Networks with dropout, whose layers are left in the modes that they were in."""
-    states, original = [], World.state_of
-
-    def state_of(self, module):
-        states.append({k: v.clone() for k, v in original(self, module).items()})
-        return states[-1]
-
-    plain = run(tmp_path / "plain", select=False)
-    monkeypatch.setattr(World, "state_of", state_of)
-    selected = run(tmp_path / "selected")
-    monkeypatch.undo()
-    last = states[-1]
-    if selected.about["selected"]["nimg"] == 48:  # else the last state was not kept
-        assert content(plain)[FILES[0]] == content(selected)[FILES[0]]
+    plain = run(tmp_path, select=False)
+    (state, modes), (other, others) = (ends[one.path.parent] for one in (whole, plain))
+    assert state.keys() == other.keys()
+    assert all(state[name].equal(other[name]) for name in state)
+    assert modes == others
+    assert len(set(modes)) == 2
     before, after = (
-        [json.loads(line) for line in one.curves.read_text().splitlines()]
-        for one in (plain, selected)
+        [json.loads(line) for line in one.curves.read_text().splitlines()] for one in (plain, whole)
     )
-    for line in after:
-        line.pop("selection", None)
-    assert before == after
-    assert last.keys() >= {"average.map_layer0.weight"} or last
+    assert sum("selection" in line for line in after) == 3
+    assert before == [{k: v for k, v in line.items() if k != "selection"} for line in after]
 
 
 def test_the_number_is_what_the_stages_measure_of_the_same_noise(
-    run, tmp_path, images, reference, one_rank
+    whole, tmp_path, images, reference, one_rank
 ):
-    checkpoint = run(tmp_path / "job", total_nimg=16)
-    sampling = SampleConfig.model_validate({**SAMPLING, "seed": 9})
-    samples = generate_samples(checkpoint, images, sampling, one_rank, tmp_path / "samples")
+    sampling = SampleConfig.model_validate({**SAMPLING, "seed": SELECTION["seed"]})
+    samples = generate_samples(whole, images, sampling, one_rank, tmp_path / "samples")
     config = EvaluationConfig(metrics=("fd_tiny",))
-    result = evaluate(
-        samples, images, reference, 1, Collector(config, {}, one_rank, tmp_path / "e")
-    )
-    expected = result["metrics"]["fd_tiny"]
-    assert checkpoint.about["selected"]["value"] == pytest.approx(expected, rel=1e-9)
+    collector = Collector(config, {}, one_rank, tmp_path / "evaluate")
+    expected = evaluate(samples, images, reference, 1, collector)["metrics"]["fd_tiny"]
+    assert whole.about["selected"]["value"] == pytest.approx(expected, rel=1e-9)
 
 
 class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("place", ["step", "best", "state"])
-def test_a_killed_training_goes_on_to_the_same_bytes(run, tmp_path, monkeypatch, place):
-    """Killed in a step, between weights and state, and after a state that knows newer weights."""
-    whole = run(tmp_path / "whole", checkpoint_nimg=16)
+@pytest.mark.parametrize("place", ["best", "state"])
+def test_a_killed_training_goes_on_to_the_same_bytes(run, whole, tmp_path, monkeypatch, place):
+    """Killed between weights and state, and after a state that knows newer weights."""
 
     def kill(cls, name, nimg, after):
         original = getattr(cls, name)
@@ -173,20 +191,13 @@ def test_a_killed_training_goes_on_to_the_same_bytes(run, tmp_path, monkeypatch,
         def dies(self, *arguments):
             if after:
                 original(self, *arguments)
-            if (arguments[0] if name != "save" else self.nimg) == nimg:
+            if self.nimg == nimg:
                 raise Killed
             return None if after else original(self, *arguments)
 
         monkeypatch.setattr(cls, name, dies)
 
-    from selfdistill.pipelines.train.loop import State
-
-    if place == "step":
-        kill(SiD, "after_step", 40, False)
-    elif place == "best":
-        kill(State, "save", 32, False)
-    else:
-        kill(State, "save", 32, True)
+    kill(State, "save", 32, place == "state")
     with pytest.raises(Killed):
         run(tmp_path / "broken", checkpoint_nimg=16)
     monkeypatch.undo()
@@ -201,8 +212,8 @@ def test_a_killed_training_goes_on_to_the_same_bytes(run, tmp_path, monkeypatch,
     assert content(run(tmp_path / "broken", checkpoint_nimg=16)) == content(whole)
 
 
-def test_a_signal_cuts_a_selection_short_and_it_is_made_up_for(run, tmp_path, monkeypatch):
-    whole, original = run(tmp_path / "whole"), SampleJudge._samples
+def test_a_signal_cuts_a_selection_short_and_it_is_made_up_for(run, whole, tmp_path, monkeypatch):
+    original = SampleJudge._samples
 
     def ask(self, joint, method, numbers):
         if numbers[0] >= 8 and len(list(self._directory.glob("best-*"))):  # the second selection
@@ -229,7 +240,7 @@ def test_weights_of_the_best_that_are_gone_are_named(tmp_path):
         best.take_up([(16, 2.0), (32, 1.0)])
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_two_ranks_find_the_numbers_of_one_and_choose_the_same(run, tmp_path, strategy):
     """Six batches in six pieces, the last of one image: the ranks take turns."""
     one = run(tmp_path / "one", total_nimg=32)
@@ -327,7 +338,7 @@ def test_statistics_of_other_images_or_extractors_are_refused(
 
 
 def test_the_node_keeps_an_extractors_weights_from_the_method(
-    images, reference, train_config, one_rank, tmp_path, monkeypatch
+    images, reference, one_rank, tmp_path, monkeypatch
 ):
     told = {}
 
@@ -336,16 +347,9 @@ def test_the_node_keeps_an_extractors_weights_from_the_method(
 
     monkeypatch.setattr("selfdistill.pipelines.train.job.train_row", train_row)
     train_node(
-        images, NETWORK, SID, train_config, one_rank, tmp_path, selection=SELECTION,
+        images, NETWORK, SID, TRAIN, one_rank, tmp_path, selection=SELECTION,
         sampling=SampleConfig.model_validate(SAMPLING), reference=reference,
         inception_2015=tmp_path / "inception",
     )  # fmt: skip
     assert told["frozen"] == {}
     assert told["selection"].settings["metric"] == "fd_tiny"
-
-
-def test_a_finished_checkpoint_opens_and_samples_as_its_best_state(run, tmp_path):
-    checkpoint = Checkpoint.open(run(tmp_path).path)
-    assert set(load_file(checkpoint.path / FILES[0])) == set(
-        checkpoint.load(torch.device("cpu")).state_dict()
-    )
