@@ -1,14 +1,15 @@
 """All rows of all environments, checked as a whole."""
 
 import copy
+import functools
 import json
 import re
 
 import pytest
 import torch
-from kedro.config import OmegaConfigLoader
 
 from selfdistill.config import ProjectConfig
+from selfdistill.config_loader import ProjectConfigLoader
 from selfdistill.methods.registry import build_network
 from selfdistill.row_config import RowConfig
 from selfdistill.settings import CONFIG_LOADER_ARGS
@@ -16,13 +17,21 @@ from selfdistill.settings import CONFIG_LOADER_ARGS
 ENVIRONMENTS = ("base", "tiny")
 
 
+@functools.cache
+def read(project, env):
+    latest = ProjectConfigLoader.latest
+    loader = ProjectConfigLoader(str(project / "conf"), env=env, **CONFIG_LOADER_ARGS)
+    ProjectConfigLoader.latest = latest
+    return loader["parameters"]
+
+
 def parameters(project, env):
-    return OmegaConfigLoader(str(project / "conf"), env=env, **CONFIG_LOADER_ARGS)["parameters"]
+    return copy.deepcopy(read(project, env))
 
 
 @pytest.fixture
 def base(project):
-    return copy.deepcopy(parameters(project, "base"))
+    return parameters(project, "base")
 
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
@@ -210,8 +219,12 @@ def test_missing_settings_are_named(base):
         ("ssd_of_nothing", {}, "method ssd tunes a network: give a start"),
         ("issd_dsd_b_10.start.weights", "dit", "give either row, or weights"),
         ("issd_dsd_b_10.start.row", "issd_dsd_b_4", None),
-        ("issd_dsd_b_10.start.row", "issd_dsd_b_10", "start leads back: issd_dsd_b_10 -> issd"),
-        ("issd_dsd_b_10.start.row", "dsd_s", None),
+        (
+            "issd_dsd_b_10.start.row",
+            "issd_dsd_b_10",
+            "leads back: sida_dsd_b -> issd_dsd_b_10 -> issd",
+        ),
+        ("issd_dsd_b_20.start.row", "dsd_s", None),
         (
             "issd_dit_xl_256_n10.latents",
             None,
@@ -220,8 +233,8 @@ def test_missing_settings_are_named(base):
         ("issd_dsd_b_10.network", {"name": "none"}, "issd_dsd_b_10.network"),
         ("issd_dsd_b_10.latents", "sd", "has latents of its own"),
         ("dit_xl_256.start", None, "train is null: give a start"),
-        ("dit_xl_256.latents", "edm2", "dit_xl_256.latents: imagenet_256 has no set 'edm2'"),
-        ("dit_xl_256.latents", None, "dit_xl_256.network.latent_size is 32, but dataset"),
+        ("dit_b_256.latents", "edm2", "dit_b_256.latents: imagenet_256 has no set 'edm2'"),
+        ("dit_b_256.latents", None, "dit_b_256.network.latent_size is 32, but dataset"),
         (
             "dit_xl_256.network.latent_size",
             64,

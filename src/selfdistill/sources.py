@@ -1,9 +1,8 @@
 """Which of the project's own code a module runs: itself, what it imports, what that imports.
 
 Imports are read from the source, those inside functions as well; imports for type checkers alone
-do not count. Two kinds of modules are left out. Junctions lead to all methods and networks, and to
-what selects a training's best state, of which a row uses its own: whoever asks for a row's code
-names those beside. Machinery starts processes,
+do not count. Two kinds of modules are left out. Junctions name all methods and networks, of which a
+row uses its own: whoever asks for a row's code names those beside. Machinery starts processes,
 moves bytes and shows progress: it decides no number of a result, and mending it must not make a
 training of a week start anew.
 
@@ -32,7 +31,6 @@ JUNCTIONS = frozenset(
         "selfdistill.methods.config",
         "selfdistill.methods.known",
         "selfdistill.networks.config",
-        "selfdistill.pipelines.train.selecting",
     }
 )
 MACHINERY = frozenset(

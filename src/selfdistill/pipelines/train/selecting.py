@@ -1,8 +1,10 @@
-"""The way from a training to what selects its best state: a junction (`selfdistill.sources`).
+"""The way from a training to what selects its best state.
 
-A row that selects nothing runs none of that code, and is not made anew when a metric is mended.
+It is found by name, as methods and networks are: a row that selects nothing runs none of that code,
+and is not made anew when a metric is mended. A row that does names it beside its own.
 """
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,15 @@ def prepare(
     """Check what a row's best state is selected by; see `selection.prepare`. None for None."""
     if selection is None:
         return None
-    from selfdistill.pipelines.train import selection as found
-
-    return found.prepare(images, selection, sampling, reference, profile, latents, vae, weights)
+    found: Any = importlib.import_module(MODULE)
+    prepared: Selection = found.prepare(
+        images, selection, sampling, reference, profile, latents, vae, weights
+    )
+    return prepared
 
 
 def judge_of(spec: Any, class_names: Sequence[str], world: World, directory: Path) -> Judge:
     """Return what measures a training on this rank; see `selection.SampleJudge`."""
-    from selfdistill.pipelines.train.selection import SampleJudge
-
-    return SampleJudge(spec, class_names, world, directory)
+    found: Any = importlib.import_module(MODULE)
+    judge: Judge = found.SampleJudge(spec, class_names, world, directory)
+    return judge
