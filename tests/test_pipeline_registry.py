@@ -161,7 +161,7 @@ def test_kedro_sees_the_type_of_every_parameter(registered):
     hints = TypeExtractor(pipeline).extract_types_from_pipelines()
     inputs = {name for node in found["__default__"].nodes for name in node.inputs}
     # As written in the YAML, and checked with all the rest; a table takes whole rows.
-    plain = ("paper", "data", "repeats", "samplings", *found)
+    plain = ("paper", "data", "repeats", "samplings", "selection", "profile", *found)
     wanted = {name for name in inputs if name.startswith("params:") and not name.endswith(plain)}
     assert wanted
     for name in wanted:

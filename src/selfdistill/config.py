@@ -23,10 +23,10 @@ from selfdistill.row_config import RowConfig, process_of
 
 _SETTINGS = (
     "compare", "distributed", "evaluation", "figures", "plan", "reconstruction", "teachers",
-    "tradeoffs", "vaes",
+    "vaes",
 )  # fmt: skip
 _SIZES = ("latent_size", "latent_channels")
-_OPTIONAL = ("evaluations",)
+_OPTIONAL = ("evaluations", "tradeoffs")
 _ONE_OF_SEVERAL = ("method", "network", "optimizer", "tap", "target")
 
 
@@ -74,7 +74,7 @@ class ProjectConfig(Config):
     plan: PlanConfig
     reconstruction: EvaluationConfig
     teachers: dict[str, TeacherConfig]
-    tradeoffs: dict[str, TradeoffConfig]
+    tradeoffs: dict[str, TradeoffConfig] = {}
     vaes: dict[str, VAEConfig]
     datasets: dict[str, DatasetConfig]
     rows: dict[str, RowConfig]

@@ -39,7 +39,7 @@ def test_every_row_and_dataset_has_a_file_and_the_root_has_the_tables(texts, bas
     for family, folder in ((base, FOLDER), (tiny, FOLDER / "tiny")):
         for name in (*family.rows, *family.datasets):
             assert folder / name / "dvc.yaml" in texts
-    reports = {"report_dsd", "report_ssd", "report_collapse_study"}
+    reports = {"report_dsd", "report_sida", "report_ssd", "report_collapse_study"}
     reports |= {f"report_{name}" for name in base.config.figures}
     assert reports <= stages_of(texts, "dvc.yaml").keys()
     assert reports == stages_of(texts, "pipelines.dvc/tiny/dvc.yaml").keys()

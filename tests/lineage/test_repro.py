@@ -51,7 +51,8 @@ class Clone:
             ignore = shutil.ignore_patterns("__pycache__", "local", "*.egg-info", "*.json")
             shutil.copytree(project / name, root / name, ignore=ignore)
         for env in ("base", "tiny"):
-            (root / "conf" / env / "parameters" / "ssd.yml").unlink()
+            for paper in ("sida", "ssd"):
+                (root / "conf" / env / "parameters" / f"{paper}.yml").unlink()
             (root / "conf" / env / "parameters" / "figures.yml").write_text("figures: {}\n")
         for name in ("params.yaml", "requirements.lock", "pyproject.toml"):
             shutil.copyfile(project / name, root / name)
