@@ -11,23 +11,15 @@ a seed a quarter.
 """
 
 import argparse
-import copy
 import itertools
 import json
-import os
-import shutil
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from page import about_run, head, table, write
-
-from selfdistill.config_loader import LOADER_ARGS, ProjectConfigLoader
-from selfdistill.files import fingerprint
+from study import Study
 
 STEPS = (4, 10)
 SCALES = {"unguided": 1.0, "guided": 1.5}
@@ -64,27 +56,12 @@ def swept() -> dict[str, list[Target]]:
     }
 
 
-class Study:
-    """Rows made from those of tiny, and what came out of them.
-
-    Args:
-        seed: Of training and tuning.
-        folder: For conf and data, apart by seed, code and conf.
-    """
+class FewSteps(Study):
+    """A DiT of digits, and what it is tuned by."""
 
     def __init__(self, seed: int, folder: Path) -> None:
-        files = [Path(__file__), *Path("src").rglob("*.py"), *Path("conf").glob("[bt]*/**/*.yml")]
-        code = fingerprint(*(file.read_text(encoding="utf-8") for file in sorted(files)))
-        self.seed, self.folder = seed, folder / f"{seed}-{code[:8]}"
-        loader = ProjectConfigLoader("conf", env="tiny", **LOADER_ARGS)
-        self.parameters = loader["parameters"]
-        self.rows: dict[str, Any] = {OWN_BASE: self._base()}
-
-    def _like(self, name: str) -> Any:
-        row = copy.deepcopy(self.parameters[name])
-        row["paper"]["samplings"] = {}
-        row["train"]["seed"] = self.seed
-        return row
+        super().__init__(seed, folder, Path(__file__), METRICS)
+        self.rows[OWN_BASE] = self._base()
 
     @staticmethod
     def _samplings(one: Mapping[str, Any], steps: tuple[int, ...]) -> dict[str, Any]:
@@ -95,7 +72,7 @@ class Study:
         }
 
     def _base(self) -> Any:
-        row = self._like(BASE)
+        row = self.like(BASE)
         samplings = self._samplings(row["samplings"]["n10"], (*STEPS, 50))
         plms2 = self._samplings(row["samplings"]["plms2_n10"], STEPS)
         row["samplings"] = {**samplings, **{f"plms2_{name}": one for name, one in plms2.items()}}
@@ -103,13 +80,13 @@ class Study:
 
     def control(self, rate: float) -> str:
         """Add ordinary training, and return the row's name."""
-        row = self._like(f"continued_{BASE}")
+        row = self.like(f"continued_{BASE}")
         row["samplings"] = self._samplings(row["samplings"]["n10"], STEPS)
         return self._add("control", row, rate)
 
     def tuned(self, n: int, target: Target, rate: float) -> str:
         """Add SSD or iSSD for n steps, and return the row's name."""
-        row = self._like(f"issd_{BASE}_n{n}")
+        row = self.like(f"issd_{BASE}_n{n}")
         row["method"]["target"] = target
         row["samplings"] = self._samplings(row["samplings"][f"n{n}"], (n,))
         words = "_".join(str(value).replace(".", "") for value in target.values())
@@ -122,47 +99,11 @@ class Study:
         self.rows[name] = row
         return name
 
-    def run(self) -> None:
-        """Run what has no numbers yet; the base first, so that nobody trains it again."""
-        conf = self.folder / "conf"
-        shutil.rmtree(conf, ignore_errors=True)
-        shutil.copytree("conf", conf, ignore=shutil.ignore_patterns("local"))
-        (conf / "local").mkdir()
-        _change(conf / "tiny" / "globals.yml", {"data_root": str(self.folder / "data")})
-        text = yaml.safe_dump(self.rows)
-        (conf / "tiny" / "parameters" / "few_steps.yml").write_text(text, encoding="utf-8")
-        for rows in ([OWN_BASE], [row for row in self.rows if row != OWN_BASE]):
-            missing = [row for row in rows if not self._is_done(row)]
-            if not missing:
-                continue
-            command = [
-                str(Path(sys.executable).parent / "kedro"), "run", "--env=tiny",
-                f"--conf-source={conf}", f"--pipelines={','.join(missing)}",
-            ]  # fmt: skip
-            environment = {**os.environ, "DO_NOT_TRACK": "1"}
-            subprocess.run(command, check=True, stdout=sys.stderr, env=environment)
-
-    def _metrics(self, row: str, sampling: str) -> Path:
-        return self.folder / "data" / "08_reporting" / row / sampling / "metrics.json"
-
-    def _is_done(self, row: str) -> bool:
-        return all(self._metrics(row, one).is_file() for one in self.rows[row]["samplings"])
-
-    def found(self, row: str, sampling: str) -> dict[str, float]:
-        """Return the metrics of a sampling."""
-        metrics = json.loads(self._metrics(row, sampling).read_text())["metrics"]
-        return {name: metrics[name] for name in METRICS}
-
-
-def _change(file: Path, changes: Mapping[str, Any]) -> None:
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    file.write_text(yaml.safe_dump({**values, **changes}), encoding="utf-8")
-
 
 def sweep(options: argparse.Namespace) -> None:
     """Try all targets and rates on one seed."""
     about = about_run()
-    study = Study(SWEEP_SEED, options.folder.absolute())
+    study = FewSteps(SWEEP_SEED, options.folder.absolute())
     tried: list[dict[str, Any]] = []
     for n in STEPS:
         for rate in CONTROL_RATES:
@@ -172,7 +113,7 @@ def sweep(options: argparse.Namespace) -> None:
             for target, rate in itertools.product(targets, RATES):
                 one = {"line": line, "n": n, "target": target, "rate": rate}
                 tried.append(one | {"row": study.tuned(n, target, rate)})
-    study.run()
+    study.run([OWN_BASE])
     for one in tried:
         samplings = {scale: f"{scale}_n{one['n']}" for scale in SCALES}
         one["metrics"] = {scale: study.found(one["row"], samplings[scale]) for scale in SCALES}
@@ -219,14 +160,14 @@ def measure(options: argparse.Namespace) -> None:
     }
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     for seed in range(options.seeds):
-        study = Study(seed, options.folder.absolute())
+        study = FewSteps(seed, options.folder.absolute())
         rows = {
             (line, *place): study.control(one["rate"])
             if one["target"] is None
             else study.tuned(one["n"], one["target"], one["rate"])
             for (line, *place), one in chosen.items()
         }
-        study.run()
+        study.run([OWN_BASE])
         for scale, n in places:
             place = f"{scale}_n{n}"
             cell = found.setdefault(place, {})

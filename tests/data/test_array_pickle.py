@@ -58,7 +58,9 @@ def test_a_name_that_no_array_needs_is_refused_and_not_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [np.array([object()]), np.array(["text"]), {1, 2}, 1j, [[[[[[1]]]]]]], ids=repr
+    "value",
+    [np.array([object()]), np.array(["text"]), {1, 2}, 1j, [[[[[[1]]]]]]],
+    ids=["objects", "text", "set", "complex", "nested"],
 )
 def test_all_but_arrays_of_numbers_is_refused(value):
     with pytest.raises(ValueError, match="not a pickle of arrays, and not read"):

@@ -22,7 +22,12 @@ from selfdistill.files import fingerprint
 from selfdistill.pipelines.evaluate.nodes import evaluate_samples
 from selfdistill.pipelines.sample.nodes import draw_grid, reconstruct, sample
 from selfdistill.pipelines.train.config import MACHINE
-from selfdistill.pipelines.train.nodes import extract_curves, train, train_beside_teacher
+from selfdistill.pipelines.train.nodes import (
+    draw_progress,
+    extract_curves,
+    train,
+    train_beside_teacher,
+)
 from selfdistill.tracking.config import LATE, TrackingConfig, without_password, without_secrets
 from selfdistill.tracking.origin import flattened
 from selfdistill.tracking.row_run import FAILED, FINISHED, RUNNING, jobs_in
@@ -30,7 +35,14 @@ from selfdistill.tracking.row_run import FAILED, FINISHED, RUNNING, jobs_in
 logger = logging.getLogger(__name__)
 
 _TRAIN = {train, train_beside_teacher}
-_TRACKED = _TRAIN | {extract_curves, sample, reconstruct, draw_grid, evaluate_samples}
+_TRACKED = _TRAIN | {
+    draw_progress,
+    extract_curves,
+    sample,
+    reconstruct,
+    draw_grid,
+    evaluate_samples,
+}
 
 
 class TrackingProcess:
@@ -144,7 +156,7 @@ class TrackingHooks:
             _, _, part = str(node.namespace).partition(".")
             if node.func in _TRAIN:
                 self._take_checkpoint(row)
-            elif node.func in (extract_curves, draw_grid, evaluate_samples):
+            elif node.func in (draw_progress, extract_curves, draw_grid, evaluate_samples):
                 file = self._file_of(dataset_name)
                 self._send("artifact", row, file=str(file), folder=part or "train")
             if node.func is evaluate_samples:

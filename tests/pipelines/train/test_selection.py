@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from selfdistill.distributed import World
 from selfdistill.distributed_config import DistributedConfig
@@ -25,6 +26,7 @@ from selfdistill.pipelines.train.config import TrainConfig
 from selfdistill.pipelines.train.job import train_row
 from selfdistill.pipelines.train.loop import State
 from selfdistill.pipelines.train.nodes import train as train_node
+from selfdistill.pipelines.train.progress_pictures import draw_progress
 from selfdistill.pipelines.train.selecting import prepare
 from selfdistill.pipelines.train.selection import SampleJudge
 
@@ -63,17 +65,20 @@ SAMPLING = {
     "shard_size": 16,
 }  # fmt: skip
 FILES = ("weights.safetensors", "checkpoint.json", "curves.jsonl")
+PICTURES = "pictures"
 
 
 def content(checkpoint):
-    return {name: (checkpoint.path / name).read_bytes() for name in FILES}
+    pictures = sorted((checkpoint.path / PICTURES).glob("*.png"))
+    names = [*FILES, *(f"{PICTURES}/{file.name}" for file in pictures)]
+    return {name: (checkpoint.path / name).read_bytes() for name in names}
 
 
 @pytest.fixture(scope="module")
 def reference(images, tmp_path_factory):
     config = EvaluationConfig(metrics=("fd_tiny",))
     scratch = tmp_path_factory.mktemp("reference")
-    return describe(images, None, Collector(config, {}, DistributedConfig(device="cpu"), scratch))
+    return describe(images, [], Collector(config, {}, DistributedConfig(device="cpu"), scratch))
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +180,18 @@ def test_the_number_is_what_the_stages_measure_of_the_same_noise(
     collector = Collector(config, {}, one_rank, tmp_path / "evaluate")
     expected = evaluate(samples, images, reference, 1, collector)["metrics"]["fd_tiny"]
     assert whole.about["selected"]["value"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_each_evaluation_leaves_a_picture_of_the_same_noise(whole, images):
+    trail = whole.about["selected"]["trail"]
+    names = [f"{nimg:012d}.png" for nimg, _ in trail]
+    assert sorted(file.name for file in (whole.path / "pictures").iterdir()) == names
+    strips = [np.asarray(Image.open(whole.path / "pictures" / name)) for name in names]
+    side = images.shape[0]
+    assert {strip.shape for strip in strips} == {(side, 4 * side, 3)}  # of a batch of 4
+    assert np.abs(strips[0].astype(int) - strips[-1]).max() > 0
+    picture = draw_progress(whole.path)
+    assert picture.height >= len(trail) * 32
 
 
 class Killed(BaseException):
@@ -284,7 +301,7 @@ def test_equal_weights_give_any_number_of_ranks_the_same_bits(
         for rank in reversed(range(ranks)):  # rank 0, which merges, is the last
             world = Alone(rank, ranks, torch.device("cpu"))
             judge = SampleJudge(spec, images.class_names, world, tmp_path)
-            value = judge.measure(joint, method, lambda: False)
+            value = judge.measure(8, joint, method, lambda: False)
         values.append(value)
         assert len({calls.count(rank) for rank in range(ranks)}) == 1  # equally often
         calls.clear()

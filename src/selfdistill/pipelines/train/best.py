@@ -20,6 +20,8 @@ from selfdistill.methods.method import Method
 
 logger = logging.getLogger(__name__)
 
+PICTURES = "pictures"  # folder of what evaluations looked at, beside the state and in a checkpoint
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -54,11 +56,12 @@ class Judge(Protocol):
     nimg: int
 
     def measure(
-        self, joint: nn.Module, method: Method, stopping: Callable[[], bool]
+        self, nimg: int, joint: nn.Module, method: Method, stopping: Callable[[], bool]
     ) -> float | None:
         """Return the number, the same on all ranks.
 
         Args:
+            nimg: Images seen.
             joint: Around the method: `joint(compute, x)` is `compute(x)`.
             method: In evaluation mode.
             stopping: Whether this rank was told to stop; then there may be no number.
@@ -108,7 +111,7 @@ class Best:
         modes = [(module, module.training) for module in method.modules()]
         method.eval()
         try:
-            value = self._judge.measure(joint, method, stopping)
+            value = self._judge.measure(nimg, joint, method, stopping)
         finally:
             for module, training in modes:
                 module.training = training

@@ -34,7 +34,7 @@ from selfdistill.networks.dinov3 import Teacher
 from selfdistill.networks.dsd_vit_config import DSDViTConfig
 from selfdistill.networks.prompts import text_digest
 from selfdistill.networks.teacher_config import TeacherConfig
-from selfdistill.pipelines.train.best import Best, Selection
+from selfdistill.pipelines.train.best import PICTURES, Best, Selection
 from selfdistill.pipelines.train.config import MACHINE, NEUTRAL, TrainConfig
 from selfdistill.pipelines.train.curves import CURVES
 from selfdistill.pipelines.train.loop import fit
@@ -203,6 +203,8 @@ def _train(values: dict[str, Any], directory: Path, world: World) -> None:
             curves=directory / CURVES,
             weights=weights_kept,
         )
+        if (directory / PICTURES).is_dir():
+            shutil.copytree(directory / PICTURES, unfinished / PICTURES)
         unfinished.rename(_finished(directory))
 
 

@@ -10,10 +10,12 @@ from selfdistill.networks.teacher_config import TeacherConfig
 from selfdistill.pipelines.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from selfdistill.data.shards import Shards
     from selfdistill.methods.checkpoint import Checkpoint
 else:  # Kedro reads the hints of the parameters and must be able to resolve all of them
-    Shards = Checkpoint = Any
+    Image = Shards = Checkpoint = Any
 
 
 def train(
@@ -158,6 +160,17 @@ def adopt(start: Any, network: NetworkConfig, method: MethodConfig, scratch: Pat
     from selfdistill.pipelines.train.job import adopt_start
 
     return adopt_start(start, network, method, scratch)
+
+
+def draw_progress(checkpoint: Checkpoint) -> Image:
+    """Draw samples of the same noise as the training went on.
+
+    Args:
+        checkpoint: A finished checkpoint whose best state was selected.
+    """
+    from selfdistill.pipelines.train.progress_pictures import draw_progress
+
+    return draw_progress(checkpoint.path)
 
 
 def extract_curves(checkpoint: Checkpoint) -> Path:

@@ -31,6 +31,9 @@ def create_pipeline(
         taught: Whether it learns from a checkpoint beside.
         selecting: What else it takes, by argument, to select its best state; None: it does not.
     """
+    progress = Node(
+        nodes.draw_progress, inputs="checkpoint", outputs="progress", name="draw_progress"
+    )
     return Pipeline(
         [
             Node(
@@ -54,6 +57,7 @@ def create_pipeline(
             Node(
                 nodes.extract_curves, inputs="checkpoint", outputs="curves", name="extract_curves"
             ),
+            *([progress] if selecting else []),
         ]
     )
 

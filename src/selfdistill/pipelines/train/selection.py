@@ -35,6 +35,7 @@ from selfdistill.metrics.tiny import TinyExtractor
 from selfdistill.networks.vae import pixels_of
 from selfdistill.networks.vae_config import Decoder, decoder_of
 from selfdistill.pipelines.train.best import Selection
+from selfdistill.pipelines.train.progress_pictures import picture_at, save_strip
 from selfdistill.pipelines.train.selection_config import SelectionConfig
 
 _NUM_PIECES = 24  # divides among 1, 2, 3, 4, 6, 8, 12 or 24 ranks
@@ -123,10 +124,11 @@ class SampleJudge:
 
     @torch.no_grad()
     def measure(
-        self, joint: nn.Module, method: Method, stopping: Callable[[], bool]
+        self, nimg: int, joint: nn.Module, method: Method, stopping: Callable[[], bool]
     ) -> float | None:
         """Return the metric of the method's samples, to ten digits; None: a rank has to stop.
 
+        The first images of each evaluation, always of the same noise, are kept as a picture.
         Networks of the metric are there only meanwhile: training has the memory otherwise.
         """
         device = self._world.device
@@ -137,7 +139,8 @@ class SampleJudge:
             decoder = self._spec.get("decoder")
             to_pixels = pixels_of(Decoder.model_validate(decoder) if decoder else None, device)
             make = partial(self._samples, joint, method)
-            if not self._collect(make, to_pixels, extractor, stopping):
+            picture = picture_at(self._directory, nimg)
+            if not self._collect(make, to_pixels, extractor, stopping, picture):
                 return None
         value = self._value() if self._world.is_main else 0.0
         # A sum with zeros is exact; float64 on the CPU, as what ranks say of signals.
@@ -150,6 +153,7 @@ class SampleJudge:
         to_pixels: Callable[[Tensor], Tensor],
         extractor: Extractor,
         stopping: Callable[[], bool],
+        picture: Path,
     ) -> bool:
         """Have all ranks write their pieces; return whether they did, and were not told to stop."""
         size, pieces = self._batch_size, self._pieces()
@@ -164,6 +168,8 @@ class SampleJudge:
                 x0, wanted = make(numbers), piece[start : start + size]
                 if wanted:
                     pixels = to_pixels(x0[: len(wanted)]).cpu().contiguous().numpy()
+                    if wanted.start == 0:
+                        save_strip(pixels, picture)
                     features = extractor(pixels, {self._need.tap})
                     running.update(self._need.extractor, features, wanted.start)
             if piece:

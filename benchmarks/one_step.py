@@ -1,0 +1,105 @@
+"""From a teacher of many steps to one step, on real images at small scale.
+
+    python benchmarks/one_step.py
+
+For each seed, EDM's network of digits, the row edm_cifar10_cond of tiny, is trained anew; SiD and
+SiDA distil it, and SiD2A goes on from SiD's best generator. Each row selects its best state by
+fd_tiny on noise of its own; what is reported beside the teacher's many steps is measured on other
+noise. How many images SiDA needs for SiD's best stands there too. All that was measured is
+reported, also what did not come out. A seed takes half an hour of a core.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from page import about_run, head, table, write
+from study import Study
+
+COMMAND = "python benchmarks/one_step.py"
+METRICS = ("fd_tiny", "class_accuracy")
+TEACHER = "edm_cifar10_cond"
+ROWS = {
+    "SiD": "sid_cifar10_cond_alpha_10",
+    "SiDA": "sida_cifar10_cond",
+    "SiD2A": "sid2a_cifar10_cond_alpha_10",
+}
+
+
+def rows_of(seed: int, folder: Path) -> Study:
+    """Return the rows of a seed, not run yet."""
+    study = Study(seed, folder, Path(__file__), METRICS)
+    for name in (TEACHER, *ROWS.values()):
+        row = study.like(name)
+        if name == TEACHER:
+            row["samplings"] = {"n18": row["samplings"]["n18"]}
+        for sampling in row["samplings"].values():
+            sampling |= {"num_images": 1_000, "repeats": 1}
+        study.rows[name] = row
+    study.rows[ROWS["SiD2A"]]["start"]["row"] = ROWS["SiD"]
+    return study
+
+
+def first_below(trail: list[tuple[int, float]], value: float) -> int | None:
+    """Return the images after which a trail is at a value or below; None: it never is."""
+    return next((nimg for nimg, found in trail if found <= value), None)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Run all seeds, and write the page."""
+    about = about_run()
+    found: dict[str, list[dict[str, Any]]] = {}
+    for seed in options.seeds:
+        study = rows_of(seed, options.folder.absolute())
+        study.run([TEACHER, ROWS["SiD"]])
+        found.setdefault("teacher", []).append(study.found(TEACHER, "n18"))
+        for line, name in ROWS.items():
+            one = {**study.found(name, "one_step"), "trail": study.trail(name)}
+            found.setdefault(line, []).append(one)
+    page = ["# One step on digits\n", head(about, COMMAND) + "\n"]
+    page += [
+        f"Mean and standard deviation over {len(options.seeds)} seeds, 1,000 samples each. The "
+        "teacher takes 18 steps, 35 evaluations; the others one.\n"
+    ]
+    for metric in METRICS:
+        lines: list[list[Any]] = []
+        for line, values in found.items():
+            numbers = [one[metric] for one in values]
+            lines.append([line, spread(numbers), ", ".join(f"{one:.3f}" for one in numbers)])
+        page += table(f"{metric} | mean | by seed", lines)
+    lines = []
+    for k in range(len(options.seeds)):
+        best = min(found["SiD"][k]["trail"], key=lambda one: one[1])
+        line = [options.seeds[k], f"{best[1]:.3f}", f"{best[0]:,}"]
+        for name in ("SiDA", "SiD2A"):
+            trail = found[name][k]["trail"]
+            reached = first_below(trail, best[1])
+            least = min(trail, key=lambda one: one[1])
+            line += [f"{reached:,}" if reached else "never", f"{least[1]:.3f} at {least[0]:,}"]
+        lines.append(line)
+    page += ["## Images until SiD's best\n", "By the evaluations on the way.\n"]
+    heads = "SiD's best | at images | SiDA as good after | SiDA's best | SiD2A as good after"
+    page += table(f"seed | {heads} | SiD2A's best", lines)
+    write(options.results, "one_step_cpu", {"about": about, "metrics": found}, "\n".join(page))
+
+
+def spread(values: list[float]) -> str:
+    """Return mean and standard deviation."""
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def main() -> None:
+    """Run all seeds; write the page."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=Path("data/one_step"))
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    if len(options.seeds) < 2:
+        parser.error("--seeds: a spread needs two or more")
+    measure(options)
+
+
+if __name__ == "__main__":
+    main()
