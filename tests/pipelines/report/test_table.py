@@ -214,6 +214,14 @@ def test_repeats_show_their_standard_deviation():
     assert "fid_std" not in rows_of_csv(table(EXACT))[0]
 
 
+def test_the_papers_standard_deviation_stands_beside_its_number():
+    made = table(EXACT, paper={**PAPER, "deviations": {"plain": {"fid": 0.017}}})
+    (plain, guided) = rows_of_csv(made)
+    assert (plain["fid_paper_std"], guided["fid_paper_std"]) == ("0.017", "")
+    assert "4.25 ± 0.02" in rows_of_markdown(made.paper_table())[1]
+    assert "fid_paper_std" not in rows_of_csv(table(EXACT))[0]
+
+
 def test_tiny_numbers_stand_beside_their_baselines():
     papers, other, _ = table(TINY).markdown("dsd").split("\n## ")
     assert len(rows_of_markdown(papers)) == 3
