@@ -19,25 +19,28 @@ from study import Study
 
 COMMAND = "python benchmarks/one_step.py"
 METRICS = ("fd_tiny", "class_accuracy")
-TEACHER = "edm_cifar10_cond"
-ROWS = {
-    "SiD": "sid_cifar10_cond_alpha_10",
-    "SiDA": "sida_cifar10_cond",
-    "SiD2A": "sid2a_cifar10_cond_alpha_10",
+# What they are like, by the names of ours.
+LIKE = {
+    "one_step_teacher": "edm_cifar10_cond",
+    "one_step_sid": "sid_cifar10_cond_alpha_10",
+    "one_step_sida": "sida_cifar10_cond",
+    "one_step_sid2a": "sid2a_cifar10_cond_alpha_10",
 }
+TEACHER = "one_step_teacher"
+ROWS = {"SiD": "one_step_sid", "SiDA": "one_step_sida", "SiD2A": "one_step_sid2a"}
 
 
 def rows_of(seed: int, folder: Path) -> Study:
     """Return the rows of a seed, not run yet."""
     study = Study(seed, folder, Path(__file__), METRICS)
-    for name in (TEACHER, *ROWS.values()):
-        row = study.like(name)
-        if name == TEACHER:
-            row["samplings"] = {"n18": row["samplings"]["n18"]}
+    for name, model in LIKE.items():
+        row = study.like(model)
+        if name != TEACHER:
+            row["start"] = {"row": TEACHER}
         for sampling in row["samplings"].values():
             sampling |= {"num_images": 1_000, "repeats": 1}
         study.rows[name] = row
-    study.rows[ROWS["SiD2A"]]["start"]["row"] = ROWS["SiD"]
+    study.rows[ROWS["SiD2A"]]["start"] = {"row": ROWS["SiD"], "teacher": TEACHER}
     return study
 
 

@@ -8,6 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from selfdistill.config import ProjectConfig
+from selfdistill.config_loader import ProjectConfigLoader
+from selfdistill.settings import CONFIG_LOADER_ARGS
+
 FEW = [
     "edm_cifar10_cond",  # trained here, published weights in base
     "sid_cifar10_cond_alpha_12",
@@ -18,6 +22,69 @@ FEW = [
     "edm2_xs_guided",  # by another network
     "sida_edm2_xs",
 ]
+
+
+HALF_A_MILLION, TWO_MILLIONS = 500_000, 2_000_000
+# Batch, images a GPU holds, learning rate, epsilon, half-life, augmented share; Tables 5 and 6.
+RECIPES = {
+    "cifar10_uncond": (256, 32, 1e-5, 1e-8, HALF_A_MILLION, 0.12),
+    "cifar10_cond": (256, 32, 1e-5, 1e-8, HALF_A_MILLION, 0.12),
+    "imagenet_64": (8_192, 32, 4e-6, 1e-6, TWO_MILLIONS, None),
+    "ffhq": (512, 64, 1e-5, 1e-6, HALF_A_MILLION, 0.15),
+    "afhqv2": (512, 64, 5e-6, 1e-6, HALF_A_MILLION, 0.15),
+    "edm2_xs": (2_048, 64, 5e-5, 1e-6, TWO_MILLIONS, None),
+    "edm2_s": (2_048, 64, 5e-5, 1e-6, TWO_MILLIONS, None),
+    "edm2_m": (2_048, 32, 5e-5, 1e-6, TWO_MILLIONS, None),
+    "edm2_l": (2_048, 32, 5e-5, 1e-6, TWO_MILLIONS, None),
+    "edm2_xl": (2_048, 16, 5e-5, 1e-6, TWO_MILLIONS, None),
+    "edm2_xxl": (2_048, 2, 5e-5, 1e-6, TWO_MILLIONS, None),
+}
+
+
+@pytest.mark.parametrize("data", RECIPES)
+def test_rows_are_the_papers_recipes(published, data):
+    rows = {
+        name: row
+        for name, row in published.items()
+        if name.removesuffix("_alpha_10").removesuffix("_alpha_12").endswith(f"_{data}")
+        and row.method.root.name == "sid"
+    }
+    assert len(rows) == (3 if "edm2" in data else 5)
+    of_edm2 = "edm2" in data
+    for name, row in rows.items():
+        method, train, optimizer = row.method.root, row.train, row.train.optimizer
+        augmented = method.augment.probability if method.augment else None
+        found = (train.batch_size, train.micro_batch_size, optimizer.lr, optimizer.eps)
+        assert (*found, method.half_life_nimg, augmented) == RECIPES[data], name
+        assert optimizer.betas == (0.0, 0.999)
+        assert (method.start_level, method.largest_share) == (2.5, 0.8)
+        assert method.generator_weight == (50 if name == "sid2a_edm2_m" else 100)
+        assert method.alpha == (1.2 if name.endswith("_12") else 1.0)
+        assert (method.log_mean, method.log_deviation) == ((-0.4, 1.0) if of_edm2 else (-1.2, 1.2))
+        assert method.normalize_weights == (of_edm2 and name != "sida_edm2_s")
+        assert method.log_variance == (name != "sida_edm2_s")
+        if name.startswith("sid_"):
+            assert method.adversary is None
+        else:
+            adversary = method.adversary
+            assert (adversary.rests_nimg, adversary.joins_nimg) == (100_000, 200_000)
+            assert adversary.fake_weight == (100 if of_edm2 else 1)
+            assert adversary.largest_gradient == (None if of_edm2 else 1)
+        teacher = f"edm2_{data[5:]}" if of_edm2 else f"edm_{data}"
+        if name.startswith("sid2a_"):
+            assert row.start.teacher == teacher
+            assert published[row.start.row].start.row == teacher
+        else:
+            assert row.start.row == teacher
+        assert row.samplings["one_step"].repeats == 10
+
+
+@pytest.fixture(scope="module")
+def published(project):
+    latest = ProjectConfigLoader.latest
+    loader = ProjectConfigLoader(str(project / "conf"), env="base", **CONFIG_LOADER_ARGS)
+    ProjectConfigLoader.latest = latest
+    return ProjectConfig.from_parameters(loader["parameters"]).rows
 
 
 def test_rows_of_every_kind_run_from_teacher_to_release(conf, rows):

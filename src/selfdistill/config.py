@@ -8,6 +8,7 @@ from pydantic import ValidationError, model_validator
 from selfdistill.base_config import Config
 from selfdistill.data.config import LatentsConfig, PreprocessConfig
 from selfdistill.distributed_config import DistributedConfig
+from selfdistill.methods.sid_config import SiDConfig
 from selfdistill.metrics.config import (
     CompareConfig,
     EvaluationConfig,
@@ -25,7 +26,7 @@ _SETTINGS = (
     "compare", "distributed", "evaluation", "figures", "plan", "reconstruction", "teachers",
     "vaes",
 )  # fmt: skip
-_SIZES = ("latent_size", "latent_channels")
+_SIZES = ("latent_size", "latent_channels", "num_classes")
 _OPTIONAL = ("evaluations", "tradeoffs")
 _ONE_OF_SEVERAL = ("method", "network", "optimizer", "tap", "target")
 
@@ -268,6 +269,18 @@ class ProjectConfig(Config):
             before = self.rows[other]
             if getattr(before.method.root, "only_step", None) is not None:
                 raise ValueError(f"{name}.start.{key}: {other} tunes one step; nothing {verb} so")
+            if isinstance(before.method.root, SiDConfig):
+                distils = isinstance(row.method.root, SiDConfig)
+                if key == "teacher" or (distils and row.start.teacher is None):
+                    raise ValueError(
+                        f"{name}.start.{key}: {other} is a generator of one step, which teaches "
+                        "nobody: name the row that it learned from as start.teacher"
+                    )
+                if not distils or isinstance(before.network.root, DSDViTConfig):
+                    raise ValueError(
+                        f"{name}.start.{key}: {other} is a generator of one step, and this row "
+                        "cannot start as one"
+                    )
             for part in ("network", "latents"):
                 if getattr(before, part) != getattr(row, part):
                     raise ValueError(

@@ -192,6 +192,12 @@ class RowConfig(Config):
         if self.start is None and (method.needs_start or self.train is None):
             reason = f"method {method.name} tunes a network" if self.train else "train is null"
             raise ValueError(f"{reason}: give a start, another row or published weights")
+        turns = method.turns
+        if unknown := sorted(set(getattr(self.train, "optimizers", ())) - set(turns)):
+            raise ValueError(
+                f"train.optimizers.{unknown[0]}: there is no such turn of method {method.name}; "
+                f"there are {', '.join(turns)}"
+            )
         takes_teacher = self.train is not None and method.takes_teacher
         if self.start is not None and self.start.teacher is not None and not takes_teacher:
             what = f"method {method.name}" if self.train else "what is not trained"

@@ -1,6 +1,7 @@
 """How a sampling goes from noise to data: at which times, by which rule, with which guidance."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -117,6 +118,12 @@ class SolverConfig(GridConfig):
         """Return whether guidance acts at a flow time."""
         start, end = self.guidance_interval
         return self.guidance != 1 and start <= t <= end
+
+    @classmethod
+    def of(cls, written: Mapping[str, Any]) -> Self:
+        """Return what of a sampling, as written, says how to sample."""
+        fields = cls.model_fields
+        return cls.model_validate({name: written[name] for name in fields if name in written})
 
     @property
     def num_evaluations(self) -> int:

@@ -53,7 +53,7 @@ class LatentMethod(Method):
     def take_guide(self, network: nn.Module) -> None:
         """Let another network of the same latents and noise say what is guided away from."""
         ours, theirs = (
-            tuple(getattr(one, name, None) for name in ("process", "noise_shape"))
+            tuple(getattr(one, name, None) for name in ("process", "noise_shape", "null_class"))
             for one in (self.network, network)
         )
         if ours != theirs:

@@ -27,6 +27,11 @@ class Objective(Config):
         return False
 
     @property
+    def turns(self) -> tuple[str, ...]:
+        """Names of the networks that are trained, in turn."""
+        return ("network",)
+
+    @property
     def depends_on_micro_batches(self) -> bool:
         """Whether an image's loss depends on those that a rank holds with it."""
         return False

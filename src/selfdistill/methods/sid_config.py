@@ -90,6 +90,11 @@ class SiDConfig(Objective):
         return True
 
     @property
+    def turns(self) -> tuple[str, ...]:
+        """Return the fake-score network, and then the generator."""
+        return "fake", "network"
+
+    @property
     def depends_on_micro_batches(self) -> bool:
         """Return whether there is an adversary: its terms are means over a micro-batch."""
         return self.adversary is not None

@@ -154,17 +154,19 @@ def test_sid2a_learns_from_the_teacher_and_starts_as_a_generator():
     ("chosen", "strategy"),
     [
         (EDM2, "fsdp"),
+        pytest.param(NETWORK, "ddp", marks=pytest.mark.slow),
         pytest.param(None, "fsdp", marks=pytest.mark.slow),
         pytest.param(EDM2, "ddp", marks=pytest.mark.slow),
         pytest.param(None, "ddp", marks=pytest.mark.slow),
     ],
-    ids=["edm2-fsdp", "dsd-fsdp", "edm2-ddp", "dsd-ddp"],
+    ids=["edm2-fsdp", "ddpmpp-ddp", "dsd-fsdp", "edm2-ddp", "dsd-ddp"],
 )
 def test_two_ranks_train_as_one(images, train_config, tmp_path, network, chosen, strategy):
     """Weights that are brought back to their norm are cut among ranks; so is one of one row."""
     network = chosen or network
     if chosen:
-        narrow = {"width": 16, "attention_sides": (), "dropout": 0.0}
+        narrow = {"dropout": 0.0}
+        narrow |= {"width": 16, "attention_sides": ()} if chosen is EDM2 else {}
         network = NetworkConfig.model_validate({**chosen.model_dump(), **narrow})
     values = method_of(network).model_dump()
     values["adversary"] |= {"rests_nimg": 0, "joins_nimg": 8}

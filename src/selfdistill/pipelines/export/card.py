@@ -43,13 +43,16 @@ them.
 def default_sampling(paper: Mapping[str, Any], samplings: Mapping[str, Any]) -> SolverConfig:
     """Return how a release samples: as the sampling for which the paper has the lowest FID.
 
+    Without guidance, where another network guides: a release is one network.
+
     Args:
         paper: The row's `PaperConfig`, as written.
         samplings: The row's samplings, as written.
     """
     chosen = as_written(samplings[_default_name(paper, samplings)])
-    fields = SolverConfig.model_fields
-    return SolverConfig.model_validate({name: chosen[name] for name in fields if name in chosen})
+    solver = SolverConfig.of(chosen)
+    guided_by_another = chosen.get("guide") is not None
+    return solver.model_copy(update={"guidance": 1.0}) if guided_by_another else solver
 
 
 def _default_name(paper: Mapping[str, Any], samplings: Mapping[str, Any]) -> str:

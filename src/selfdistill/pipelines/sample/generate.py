@@ -1,6 +1,6 @@
 """50,000 images: noise and class are functions of the image's number alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from selfdistill.draws import Draws
 from selfdistill.files import fingerprint
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.methods.method import Method
-from selfdistill.methods.registry import build_network
+from selfdistill.methods.registry import build_network, code_of
 from selfdistill.methods.start import digest_of, fill
 from selfdistill.networks.config import NetworkConfig
 from selfdistill.networks.prompts import text_digest
@@ -63,6 +63,7 @@ def generate_samples(
         shard_size=config.shard_size,
         batch_size=config.batch_size,
         class_names=images.class_names,
+        modules=_modules_of(guide, config.guide),
         about={
             "sample": settings,
             "nfe": config.num_evaluations,
@@ -100,6 +101,15 @@ def run(spec: Path, world: World) -> None:
         return make
 
     write_share(spec, world, start)
+
+
+def _modules_of(guide: Checkpoint | Path | None, config: GuideConfig | None) -> Sequence[str]:
+    """Return the code of the network that guides."""
+    if isinstance(guide, Checkpoint):
+        return code_of(guide.about["network"]["name"], guide.about["method"]["name"])
+    if config is None or config.network is None:
+        return ()
+    return code_of(config.network.root.name, "diffusion")[:1]
 
 
 def _network_of(path: Path, guide: GuideConfig, world: World) -> nn.Module:

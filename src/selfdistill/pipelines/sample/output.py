@@ -55,6 +55,7 @@ class Output(NamedTuple):
         batch_size: Images a rank makes at once.
         class_names: Names of the classes in the order of the labels.
         about: Provenance for the manifest, beside that of the checkpoint.
+        modules: Further code that makes them, dotted names.
     """
 
     settings: dict[str, Any]
@@ -64,6 +65,7 @@ class Output(NamedTuple):
     batch_size: int
     class_names: Sequence[str]
     about: Mapping[str, Any]
+    modules: Sequence[str] = ()
 
 
 def make_shards(
@@ -87,7 +89,7 @@ def make_shards(
     about = checkpoint.about
     of_row = code_of(about["network"]["name"], about["method"]["name"])
     code = {
-        "source": Code([run.__module__, *of_row]).fingerprint(),
+        "source": Code([run.__module__, *of_row, *output.modules]).fingerprint(),
         "torch": torch.__version__,
     }
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from selfdistill.determinism import deterministic
+from selfdistill.diffusion.config import SolverConfig
 from selfdistill.draws import Draws
 from selfdistill.methods.checkpoint import Checkpoint
 from selfdistill.pipelines.tradeoff.config import TradeoffConfig
@@ -69,11 +70,7 @@ def _work(
     method: Any, values: Mapping[str, Any], batch_size: int, place: torch.device
 ) -> tuple[Callable[[], None], int]:
     """Return what makes a batch, and the evaluations of the network that it takes."""
-    from selfdistill.diffusion.config import SolverConfig
-
-    solver = SolverConfig.model_validate(
-        {key: value for key, value in values.items() if key in SolverConfig.model_fields}
-    )
+    solver = SolverConfig.of(values)
     index = torch.arange(batch_size, device=place)
     labels, draws = torch.zeros_like(index), Draws(values["seed"], index)
 

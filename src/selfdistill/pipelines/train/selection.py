@@ -68,8 +68,6 @@ def prepare(
             metric needs, or a file is not the network that defines the extractor.
     """
     config = SelectionConfig.model_validate(as_written(selection))
-    written = as_written(sampling)
-    fields = {name: written[name] for name in SolverConfig.model_fields if name in written}
     need, decoder = _need_of(config.metric), decoder_of(latents, vae)
     digest = accepted_sha256(need.extractor, weights)
     extractor = {
@@ -84,7 +82,7 @@ def prepare(
     return Selection(
         settings={
             **config.model_dump(mode="json", exclude={"batch_size", "sampling"}),
-            "solver": SolverConfig.model_validate(fields).model_dump(mode="json"),
+            "solver": SolverConfig.of(as_written(sampling)).model_dump(mode="json"),
             "extractor": extractor,
             **({} if decoder is None else {"decoder": decoder.model_dump(mode="json")}),
         },
