@@ -117,7 +117,8 @@ class LatentMethod(Method):
 
     def seed_layers(self, draws: Draws, name: str) -> None:
         """Let what layers drop in a pass be drawn for its images, if they drop anything."""
-        if getattr(self.network.config, "dropout", 0):
+        config: Any = getattr(self.network, "config", None)
+        if getattr(config, "dropout", 0):
             draws.seed_layers(name)
 
     def released(self) -> nn.Module:

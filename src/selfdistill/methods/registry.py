@@ -81,7 +81,8 @@ def _place_of(network: str, method: str) -> tuple[str, str]:
 
 
 def _class_around(network: Any, method: MethodConfig) -> Any:
-    return _named(_place_of(network.config.name, method.root.name))
+    config = getattr(network, "config", None)  # what is not of ours has none
+    return _named(_place_of(getattr(config, "name", ""), method.root.name))
 
 
 def _named(place: tuple[str, str]) -> Any:
