@@ -154,7 +154,7 @@ def test_sid2a_learns_from_the_teacher_and_starts_as_a_generator():
     ("chosen", "strategy"),
     [
         (EDM2, "fsdp"),
-        pytest.param(NETWORK, "ddp", marks=pytest.mark.slow),
+        (NETWORK, "ddp"),
         pytest.param(None, "fsdp", marks=pytest.mark.slow),
         pytest.param(EDM2, "ddp", marks=pytest.mark.slow),
         pytest.param(None, "ddp", marks=pytest.mark.slow),
