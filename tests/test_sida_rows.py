@@ -144,5 +144,5 @@ def test_a_lineage_stands_in_one_graph_and_one_table(conf, rows):
 @pytest.mark.slow
 def test_every_row_runs_in_tiny(rows):
     names = rows.shrink("dsd", "ssd", "sida")["sida"]
-    rows.run(*names)
+    rows.run("dsd_b", "issd_dsd_b_10", "dit_xl_256", *names)
     rows.check("sida", names)
