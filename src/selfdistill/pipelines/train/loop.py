@@ -5,6 +5,8 @@ place in the stream; so an interrupted training that goes on from its last state
 same bits as one that never stopped.
 """
 
+import collections
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -167,52 +169,56 @@ def fit(
         _train_only(updates, name)
         turns[name] = world.parallel(joint)
     num_micro = share // min(config.micro_batch_size, share)
-    batches = loader.stream(_places(config, world, state.nimg, len(turns), num_micro))
+    batches = loader.stream(_places(config, world, state.nimg, num_micro))
     probe = loader.load(np.arange(config.num_probe_images)) if config.num_probe_images else None
     curves = Curves(directory, state.nimg, world)
     bar = progress("train", config.total_nimg, initial=state.nimg, disable=not world.is_main)
     start = (time.perf_counter(), state.nimg)
-    # A selection that a signal cut short: its step is saved, its line is still to be written.
-    pending = bool(state.means.totals) and _ends_interval(state.nimg, config)
+
+    def finish_step(lr: float) -> None:
+        """Write the line that is due, and the state; leave if a signal came."""
+        if _ends_interval(state.nimg, config) and state.selects(joint, stop):
+            with _autocast(config, world):
+                diagnostics = joint(method.diagnose, probe) if probe is not None else {}
+            found = best.line(state.nimg) if best is not None else {}
+            loss = curves.write(state.nimg, state.means, lr, diagnostics, found)
+            state.means = Means()
+            bar.set_postfix(loss=f"{loss:.4f}")
+        stopping = world.any(stop.requested)
+        if stopping or state.nimg % config.checkpoint_nimg == 0:
+            state.save(directory, world)
+        if stopping:
+            stop.leave(state.nimg)
+
     with StopRequest() as stop, bar:
-        while pending or state.nimg < config.total_nimg:
-            before = state.nimg - config.batch_size if pending else state.nimg
-            lr = learning_rate(config, before)
+        if state.means.totals and _ends_interval(state.nimg, config):
+            # A signal cut its selection short: the step is saved, the line is still to be written.
+            before = state.nimg - config.batch_size
             method.before_step(before)
-            for name, turn in () if pending else turns.items():
+            finish_step(learning_rate(config, before))
+        while state.nimg < config.total_nimg:
+            lr = learning_rate(config, state.nimg)
+            method.before_step(state.nimg)
+            shared = itertools.tee(itertools.islice(batches, num_micro), len(turns))
+            for (name, turn), micro_batches in zip(turns.items(), shared, strict=True):
                 if method.rests(name):
-                    for _ in range(num_micro):  # its batches go by
-                        next(batches)
+                    collections.deque(micro_batches, maxlen=0)  # they go by
                     continue
                 _train_only(updates, name)
                 ratio = config.optimizer_of(name).lr / config.optimizer.lr
                 set_learning_rate(updates[name].optimizers, ratio * lr)
                 loss_of = method.turns()[name]
-                for micro in range(num_micro):
+                for micro, batch in enumerate(micro_batches):
                     with world.synchronised(turn, last=micro == num_micro - 1):
-                        losses = _backward(turn, loss_of, next(batches), share, config, world)
+                        losses = _backward(turn, loss_of, batch, share, config, world)
                     state.take_up(name, losses)
                 mend = partial(method.clean_gradients, name)
                 norm = updates[name].apply(config.clip_norm, mend)
                 state.means.add("grad_norm", norm if world.is_main else norm.new_empty(0))
-            if not pending:
-                state.nimg += config.batch_size
-                method.after_step(state.nimg, config.batch_size)
-                bar.update(config.batch_size)
-
-            if _ends_interval(state.nimg, config) and state.selects(joint, stop):
-                with _autocast(config, world):
-                    diagnostics = joint(method.diagnose, probe) if probe is not None else {}
-                found = best.line(state.nimg) if best is not None else {}
-                loss = curves.write(state.nimg, state.means, lr, diagnostics, found)
-                state.means = Means()
-                bar.set_postfix(loss=f"{loss:.4f}")
-            pending = False
-            stopping = world.any(stop.requested)
-            if stopping or state.nimg % config.checkpoint_nimg == 0:
-                state.save(directory, world)
-            if stopping:
-                stop.leave(state.nimg)
+            state.nimg += config.batch_size
+            method.after_step(state.nimg, config.batch_size)
+            bar.update(config.batch_size)
+            finish_step(lr)
     _log_speed(state.nimg - start[1], time.perf_counter() - start[0], world)
     return state.nimg
 
@@ -251,16 +257,13 @@ def _log_speed(nimg: int, seconds: float, world: World) -> None:
         logger.info("Trained on %s images, %.1f a second%s", f"{nimg:,}", speed, memory)
 
 
-def _places(
-    config: TrainConfig, world: World, nimg: int, num_turns: int, num_micro: int
-) -> Iterator[np.ndarray]:
-    """Yield the places in the stream of this rank's micro-batches, in the order of their use."""
+def _places(config: TrainConfig, world: World, nimg: int, num_micro: int) -> Iterator[np.ndarray]:
+    """Yield the places in the stream of this rank's micro-batches; a step's turns share them."""
     size = config.batch_size // world.size // num_micro
     for start in range(nimg, config.total_nimg, config.batch_size):
         mine = start + world.rank * num_micro * size
-        for _ in range(num_turns):
-            for micro in range(num_micro):
-                yield np.arange(mine + micro * size, mine + (micro + 1) * size)
+        for micro in range(num_micro):
+            yield np.arange(mine + micro * size, mine + (micro + 1) * size)
 
 
 def _train_only(updates: Mapping[str, Updates], name: str) -> None:
