@@ -17,12 +17,11 @@ from selfdistill.config_loader import LOADER_ARGS
 from selfdistill.lifeline import die_with_parent, parent_in_session
 from selfdistill.lineage.parameters import check_local
 from selfdistill.pipelines.sample.nodes import sample
-from selfdistill.pipelines.train.nodes import train, train_beside_teacher
+from selfdistill.pipelines.train.nodes import train
 
 logger = logging.getLogger(__name__)
 
 _LOCAL = LOADER_ARGS["default_run_env"]  # what git does not see
-_TRAIN = {train, train_beside_teacher}
 
 
 class PreflightHooks:
@@ -77,14 +76,14 @@ class PreflightHooks:
             from selfdistill.networks.vae import weights_directory
 
             weights_directory(self._config.vaes[name])
-        asking = [node for node in pipeline.nodes if node.func in (*_TRAIN, sample)]
+        asking = [node for node in pipeline.nodes if node.func in (train, sample)]
         for row in {str(node.namespace).partition(".")[0] for node in asking}:
             self._check_text(row)
-        if functions & _TRAIN:
+        if train in functions:
             from selfdistill.distributed import world_size
 
             for node in pipeline.nodes:
-                if node.func in _TRAIN:
+                if node.func is train:
                     config = self._config.rows[str(node.namespace)].train
                     assert config is not None  # a row without one has no such node
                     config.share_of_rank(world_size(self._config.distributed))

@@ -29,7 +29,7 @@ from selfdistill.pipelines import (
     train,
     verify,
 )
-from selfdistill.row_config import RowConfig, StartConfig
+from selfdistill.row_config import RowConfig
 from selfdistill.settings import CONFIG_LOADER_ARGS
 
 STAGES = ("preprocess", "features", "latents", "train", "sample", "evaluate", "report", "export")
@@ -331,7 +331,7 @@ def _row_stages(name: str, row: RowConfig, config: ProjectConfig) -> dict[str, P
     source = "images" if row.latents is None else f"{row.latents}.latents"
     inputs = {"images": f"{row.data}.{source}"} if row.train is not None else {}
     inputs |= {"features": f"{row.data}.features"} if teacher == "cached" else {}
-    inputs |= {} if row.start is None else {"start": _start(row.start)}
+    inputs |= {} if row.start is None else {"start": row.start.entry}
     taught_by = row.start.teacher if row.start else None
     inputs |= {"taught_by": f"{taught_by}.checkpoint"} if taught_by else {}
     name_of_teacher = config.datasets[row.data].teacher
@@ -464,11 +464,6 @@ def _decoder(row: RowConfig, config: ProjectConfig) -> dict[str, str]:
     }
 
 
-def _start(start: StartConfig) -> str:
-    """Return the catalog entry that a row starts from."""
-    return f"{start.row}.checkpoint" if start.row else f"weights.{start.weights}"
-
-
 def _reconstruction(name: str, data: str, config: ProjectConfig) -> dict[str, Pipeline]:
     """Return a row's reconstructions of a dataset, measured against its images one by one."""
     weights = _weights(config.reconstruction)
@@ -543,6 +538,9 @@ def _plan(config: ProjectConfig) -> Pipeline:
         images = f"params:{row.data}.preprocess"
         parameters[images] = images
         parameters["params:network"] = f"params:{config.owner_of_network(name)}.network"
+        asked = (one.guide.row for one in row.samplings.values() if one.guide)
+        guides = {one: f"params:{config.owner_of_network(one)}.network" for one in asked if one}
+        parameters |= {f"params:{one}.network": owner for one, owner in guides.items()}
         part = plan.create_row_pipeline(
             data=row.data,
             trained=row.train is not None,
@@ -551,6 +549,7 @@ def _plan(config: ProjectConfig) -> Pipeline:
             selecting=row.selection is not None,
             reconstructed=of,
             decoded=bool(decoder),
+            guides=list(guides),
         )
         inputs = {f"{of}.dataset_plan": f"{of}.dataset_plan"} if of else {}
         parts.append(Pipeline(part, namespace=name, inputs=inputs, parameters=parameters))

@@ -23,6 +23,7 @@ from selfdistill.networks.config import NetworkConfig
 from selfdistill.networks.dit_config import DiTConfig
 from selfdistill.networks.dsd_vit_config import DSDViTConfig
 from selfdistill.networks.edm_config import DenoiserConfig, EDM2Config
+from selfdistill.networks.origin_config import OriginConfig
 from selfdistill.networks.tap_config import ChannelsTap, TapConfig
 from selfdistill.networks.text_unet_config import TextUNetConfig
 from selfdistill.pipelines.sample.config import ReconstructionConfig, SampleConfig
@@ -53,25 +54,15 @@ def process_of(network: Config, method: Config | None = None) -> _Process:
     return _Process(get_args(FlowSolverName), frozenset({"timestep_shift", "last_step"}))
 
 
-class StartConfig(Config):
-    """What a row's network starts as: a row or published weights.
+class StartConfig(OriginConfig):
+    """What a row's network starts as.
 
     Attributes:
-        row: Another row, by the network of its checkpoint that samples.
-        weights: Published weights, catalog entry `weights.<name>`.
         teacher: The row whose network it learns from, where that is another one: SiD2A starts as
             SiD's generator and learns from the teacher that this one had. None: from the start.
     """
 
-    row: str | None = None
-    weights: str | None = None
     teacher: str | None = None
-
-    @model_validator(mode="after")
-    def _is_one(self) -> Self:
-        if (self.row is None) == (self.weights is None):
-            raise ValueError("start: give either row, or weights")
-        return self
 
 
 class PaperConfig(Config):

@@ -267,7 +267,7 @@ class Flow(Process):
 
     def noised(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return t x0 + (1 - t) eps."""
-        return paths.interpolate(x0, eps, _beside(x0, t))
+        return paths.interpolate(x0, eps, beside(x0, t))
 
     def target(self, x0: Tensor, eps: Tensor) -> Tensor:
         """Return the velocity."""
@@ -275,7 +275,7 @@ class Flow(Process):
 
     def step(self, x: Tensor, prediction: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         """Take Euler's step."""
-        return x + _beside(x, t_next - t) * prediction
+        return x + beside(x, t_next - t) * prediction
 
     def between(self, t: Tensor, t_next: Tensor, share: float) -> Tensor:
         """Return the point of the straight way."""
@@ -283,7 +283,7 @@ class Flow(Process):
 
     def joining(self, x: Tensor, x_next: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         """Return the mean velocity of the step."""
-        return (x_next - x) / _beside(x, t_next - t)
+        return (x_next - x) / beside(x, t_next - t)
 
     def larger_error(self, t: Tensor) -> Tensor:
         """Return max(t^2, (1 - t)^2): eps = z - t v, and z0 = z + (1 - t) v."""
@@ -303,7 +303,7 @@ class Flow(Process):
 
     def clean(self, x: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
         """Return z + (1 - t) v."""
-        return paths.z0_from_velocity(x, prediction, _beside(x, t))
+        return paths.z0_from_velocity(x, prediction, beside(x, t))
 
     def at_level(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return t = 1 / (1 + sigma), which is the scale too, and the level as it is."""
@@ -356,7 +356,7 @@ class Levels(Process):
 
     def noised(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return x0 + sigma eps."""
-        return x0 + _beside(x0, t) * eps
+        return x0 + beside(x0, t) * eps
 
     def target(self, x0: Tensor, eps: Tensor) -> Tensor:
         """Return the clean data."""
@@ -364,7 +364,7 @@ class Levels(Process):
 
     def step(self, x: Tensor, prediction: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         """Take Euler's step in sigma, which is DDIM's."""
-        return torch.lerp(prediction, x, _beside(x, t_next / t))
+        return torch.lerp(prediction, x, beside(x, t_next / t))
 
     def between(self, t: Tensor, t_next: Tensor, share: float) -> Tensor:
         """Return the level in between."""
@@ -372,7 +372,7 @@ class Levels(Process):
 
     def joining(self, x: Tensor, x_next: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         """Return the clean data of Euler's step."""
-        ratio = _beside(x, t_next / t)
+        ratio = beside(x, t_next / t)
         return (x_next - ratio * x) / (1 - ratio)
 
     def larger_error(self, t: Tensor) -> Tensor:
@@ -440,9 +440,9 @@ def pairs(process: Process, grid: GridConfig) -> list[tuple[float, float]]:
     return list(pairwise(process.times(grid)))
 
 
-def _beside(x: Tensor, t: Tensor) -> Tensor:
-    """Return times (N,) so that they broadcast with x, (N, ...)."""
-    return t.view(-1, *[1] * (x.ndim - 1)).to(x.dtype)
+def beside(x: Tensor, values: Tensor) -> Tensor:
+    """Return values (N,) so that they broadcast with x, (N, ...), in its type."""
+    return values.view(-1, *[1] * (x.ndim - 1)).to(x.dtype)
 
 
 def as_times(values: Sequence[float], device: torch.device | None = None) -> Tensor:

@@ -24,7 +24,8 @@ from selfdistill.files import atomic_path
 # meeting, and with other hosts in the next one its entries are wrong.
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 _REPORT = "TORCHELASTIC_ERROR_FILE"  # where torch elastic waits for a rank's exception
-_PATIENCE = timedelta(minutes=10)  # with a rank that neither answers nor hangs up
+# With a rank that neither answers nor hangs up; it may be writing 50 GB to a slow disk.
+_PATIENCE = timedelta(minutes=30)
 
 
 class LostRankError(ConnectionError):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from selfdistill.diffusion.process import beside
+
 _NEAREST = 1e-5
 _LARGEST_LOGIT = 10.0  # beyond, the generator's logits have no gradient
 
@@ -52,7 +54,7 @@ def score_identity(x: Tensor, denoised: Denoised, alpha: float) -> Tensor:
         (N, ...).
     """
     gap = denoised.teacher - denoised.fake
-    weight = _beside(x, pixel_weight(x, denoised.teacher))
+    weight = beside(x, pixel_weight(x, denoised.teacher))
     return gap * ((denoised.teacher - x) - alpha * gap) * weight
 
 
@@ -82,10 +84,10 @@ def denoising(x: Tensor, fake: Tensor, weight: Tensor, log_variance: Tensor | No
         log_variance: u of EDM2: the error is divided by e^u, and u added; None: the network has
             none.
     """
-    error = _beside(x, weight) * (fake - x).square()
+    error = beside(x, weight) * (fake - x).square()
     if log_variance is None:
         return error
-    u = _beside(x, log_variance)
+    u = beside(x, log_variance)
     return error / u.exp() + u
 
 
@@ -111,13 +113,7 @@ def whole_images(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
     """
     flags = [~tensor.detach().flatten(1).isnan().any(dim=1) for tensor in tensors]
     kept = torch.stack(flags).all(dim=0)
-    beside = (kept.view(-1, *[1] * (tensor.ndim - 1)) for tensor in tensors)
-    return kept, [tensor.where(flag, 0) for tensor, flag in zip(tensors, beside, strict=True)]
-
-
-def _beside(x: Tensor, values: Tensor) -> Tensor:
-    """Return values (N,) so that they broadcast with x, (N, ...)."""
-    return values.view(-1, *[1] * (x.ndim - 1))
+    return kept, [one.where(kept.view(-1, *[1] * (one.ndim - 1)), 0) for one in tensors]
 
 
 def _mean(values: Tensor, kept: Tensor | None) -> Tensor:

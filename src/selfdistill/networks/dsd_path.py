@@ -7,15 +7,14 @@ moving them would move the latents and the images.
 """
 
 import copy
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from selfdistill.networks.dsd_vit import DSDViT, OutputLayer, normalize_latent
+from selfdistill.networks.dsd_vit import DenoisingParts, DSDViT, OutputLayer, normalize_latent
 
 
-class DiffusionPath(nn.Module):
+class DiffusionPath(DenoisingParts):
     """Copies of the parts of a DSD ViT that denoise; named as there.
 
     It is asked as a SiT is, and gives the same bits as the ViT.
@@ -26,38 +25,18 @@ class DiffusionPath(nn.Module):
             or that of velocities, by which it samples.
 
     Attributes:
-        config: The ViT's architecture.
         predicts_clean: As given.
     """
 
-    cos: Tensor
-    sin: Tensor
-    process: Literal["linear_path"] = "linear_path"
-
     def __init__(self, network: DSDViT, *, predicts_clean: bool = False) -> None:
-        super().__init__()
-        self.config, self.predicts_clean = network.config, predicts_clean
+        super().__init__(network)
+        self.predicts_clean = predicts_clean
         self.latent_in = copy.deepcopy(network.latent_in)
         self.registers = copy.deepcopy(network.registers)
         self.blocks = copy.deepcopy(network.blocks)
         self.norm = copy.deepcopy(network.norm)
-        self.time_embedding = copy.deepcopy(network.time_embedding)
-        self.class_embedding = copy.deepcopy(network.class_embedding)
-        self.dit_layer = copy.deepcopy(network.dit_layer)
         self._head = "z0_out" if predicts_clean else "velocity_out"
         self.add_module(self._head, copy.deepcopy(getattr(network, self._head)))
-        self.register_buffer("cos", network.cos.clone(), persistent=False)
-        self.register_buffer("sin", network.sin.clone(), persistent=False)
-
-    @property
-    def null_class(self) -> int:
-        """The label of no class."""
-        return self.config.num_classes
-
-    @property
-    def noise_shape(self) -> tuple[int, int]:
-        """Shape of one sample's noise, (L, C)."""
-        return self.config.num_tokens, self.config.latent_dim
 
     @property
     def output(self) -> OutputLayer:
@@ -81,10 +60,6 @@ class DiffusionPath(nn.Module):
         registers = self.registers.expand(len(tokens), -1, -1)
         return torch.cat((registers, tokens.float()), dim=1)
 
-    def condition(self, t: Tensor, labels: Tensor) -> Tensor:
-        """Return what modulates the DiT layer, (N, D), of flow times (N,) and labels (N,)."""
-        return self.time_embedding(t) + self.class_embedding(labels)
-
     def run_part(self, x: Tensor, condition: Tensor, first: int, last: int) -> Tensor:
         """Run layers `first` to `last` - 1; registers end before the DiT layer, the last one.
 
@@ -101,8 +76,7 @@ class DiffusionPath(nn.Module):
         for block in self.blocks[first:last]:
             x = block(x, self.cos, self.sin)
         if first <= depth < last:
-            h = self.norm(x)[:, skip:]
-            x, _ = self.dit_layer(h, condition, self.cos[skip:], self.sin[skip:])
+            x, _ = self.dit_layer(self.norm(x)[:, skip:], condition, *self.rotation)
         return x
 
     def last_tokens(self, x: Tensor, condition: Tensor) -> Tensor:

@@ -346,14 +346,16 @@ class DSDViT(nn.Module):
         return self.norm(x)[:, skip:], tapped[:, skip:]
 
 
-class VelocityHead(nn.Module):
-    """A copy of what predicts the velocity from features: it can move, and the ViT stays.
+class DenoisingParts(nn.Module):
+    """Copies of what of a ViT only denoises: they can move, and the ViT's own stay.
 
-    The DiT layer, the time and the classes serve the clean latent's prediction too; a head that is
-    trained alone has its own. It is asked as a DiT is, with features in place of latents.
+    Time, classes and DiT layer serve both heads of the ViT; what is trained alone has its own.
 
     Args:
-        network: Whose head is copied.
+        network: The ViT.
+
+    Attributes:
+        config: Its architecture.
     """
 
     cos: Tensor
@@ -366,10 +368,8 @@ class VelocityHead(nn.Module):
         self.time_embedding = copy.deepcopy(network.time_embedding)
         self.class_embedding = copy.deepcopy(network.class_embedding)
         self.dit_layer = copy.deepcopy(network.dit_layer)
-        self.velocity_out = copy.deepcopy(network.velocity_out)
-        skip = network.config.num_registers
-        self.register_buffer("cos", network.cos[skip:].clone(), persistent=False)
-        self.register_buffer("sin", network.sin[skip:].clone(), persistent=False)
+        self.register_buffer("cos", network.cos.clone(), persistent=False)
+        self.register_buffer("sin", network.sin.clone(), persistent=False)
 
     @property
     def null_class(self) -> int:
@@ -380,6 +380,27 @@ class VelocityHead(nn.Module):
     def noise_shape(self) -> tuple[int, int]:
         """Shape of one sample's noise, (L, C)."""
         return self.config.num_tokens, self.config.latent_dim
+
+    def condition(self, t: Tensor, labels: Tensor) -> Tensor:
+        """Return what modulates the DiT layer, (N, D), of flow times (N,) and labels (N,)."""
+        return self.time_embedding(t) + self.class_embedding(labels)
+
+    @property
+    def rotation(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the DiT layer's tokens, which have no registers among them."""
+        skip = self.config.num_registers
+        return self.cos[skip:], self.sin[skip:]
+
+
+class VelocityHead(DenoisingParts):
+    """A copy of what predicts the velocity from features.
+
+    It is asked as a DiT is, with features in place of latents.
+    """
+
+    def __init__(self, network: DSDViT) -> None:
+        super().__init__(network)
+        self.velocity_out = copy.deepcopy(network.velocity_out)
 
     def layers(self) -> list[nn.Module]:
         """Return the one transformer layer."""
@@ -402,17 +423,17 @@ class VelocityHead(nn.Module):
         Returns:
             (N, L, C), float32.
         """
-        condition = self.time_embedding(t) + self.class_embedding(labels)
+        condition = self.condition(t, labels)
         mixed = () if fusion is None else (fusion.site, fusion.weight, fusion.recorded[0])
-        x, _ = self.dit_layer(h, condition, self.cos, self.sin, *mixed)
+        x, _ = self.dit_layer(h, condition, *self.rotation, *mixed)
         return self._velocity(x, condition)
 
     def record(
         self, h: Tensor, t: Tensor, labels: Tensor, site: Site
     ) -> tuple[Tensor, list[Recorded]]:
         """Return what `forward` does, and what stood at a site of the one layer."""
-        condition = self.time_embedding(t) + self.class_embedding(labels)
-        x, found = self.dit_layer(h, condition, self.cos, self.sin, site)
+        condition = self.condition(t, labels)
+        x, found = self.dit_layer(h, condition, *self.rotation, site)
         return self._velocity(x, condition), [found]
 
     def _velocity(self, x: Tensor, condition: Tensor) -> Tensor:

@@ -22,20 +22,15 @@ from selfdistill.files import fingerprint
 from selfdistill.pipelines.evaluate.nodes import evaluate_samples
 from selfdistill.pipelines.sample.nodes import draw_grid, reconstruct, sample
 from selfdistill.pipelines.train.config import MACHINE
-from selfdistill.pipelines.train.nodes import (
-    draw_progress,
-    extract_curves,
-    train,
-    train_beside_teacher,
-)
+from selfdistill.pipelines.train.nodes import draw_progress, extract_curves, train
 from selfdistill.tracking.config import LATE, TrackingConfig, without_password, without_secrets
 from selfdistill.tracking.origin import flattened
 from selfdistill.tracking.row_run import FAILED, FINISHED, RUNNING, jobs_in
 
 logger = logging.getLogger(__name__)
 
-_TRAIN = {train, train_beside_teacher}
-_TRACKED = _TRAIN | {
+_TRACKED = {
+    train,
     draw_progress,
     extract_curves,
     sample,
@@ -141,9 +136,9 @@ class TrackingHooks:
             if row is None:
                 return
             if row not in self._rows:
-                self._open(row, trains=node.func in _TRAIN)
+                self._open(row, trains=node.func is train)
             _, _, part = str(node.namespace).partition(".")
-            if part or node.func in _TRAIN:
+            if part or node.func is train:
                 self._send("stage", row, stage=part or "train")
             self._set_status(row, RUNNING)
 
@@ -154,7 +149,7 @@ class TrackingHooks:
             if row not in self._rows:
                 return
             _, _, part = str(node.namespace).partition(".")
-            if node.func in _TRAIN:
+            if node.func is train:
                 self._take_checkpoint(row)
             elif node.func in (draw_progress, extract_curves, draw_grid, evaluate_samples):
                 file = self._file_of(dataset_name)

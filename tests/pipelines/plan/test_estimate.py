@@ -1,5 +1,7 @@
 """Hours, disk and room of a plan follow from its FLOP and bytes."""
 
+from dataclasses import replace
+
 import pytest
 from kedro.config import OmegaConfigLoader
 
@@ -34,9 +36,9 @@ def plan() -> PlanConfig:
 
 
 STEP = StepCost(
-    size=16, share=48, tokens=0, num_trained=100, loss_flops=16_000, update_flops=5_000,
-    weights=800, frozen=50, gradients=400, states=400, checkpoint=800, backward=9_650,
-    update=2_000, rest=100, layer=70,
+    size=16, share=48, num_turns=1, tokens=0, num_trained=100, loss_flops=16_000,
+    update_flops=5_000, weights=800, frozen=50, gradients=400, states=400, checkpoint=800,
+    backward=9_650, update=2_000, rest=100, layer=70,
 )  # fmt: skip
 
 
@@ -56,6 +58,8 @@ def test_fsdp_holds_its_share_and_the_layers_at_work():
     pixels = 3
     waiting = 2 * 16 * 3
     assert memory(STEP, "ddp", 4, 16, pixels) == 9_650 + waiting
+    alternating = replace(STEP, num_turns=2)  # all images of a step wait for its second turn
+    assert memory(alternating, "ddp", 4, 16, pixels) == 9_650 + waiting + 48 * 3
     spared = (800 + 400 + 400) * 3 // 4
     assert memory(STEP, "fsdp", 4, 16, pixels) == 9_650 - spared + 100 + 3 * 70 + waiting
 

@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from selfdistill.diffusion.config import SolverConfig
 from selfdistill.draws import Draws
 from selfdistill.methods.config import MethodConfig
-from selfdistill.methods.registry import build_method
+from selfdistill.methods.registry import build_method, build_network
 from selfdistill.networks.config import NetworkConfig
 from selfdistill.pipelines.plan.sampling import num_guided, trace_sampling
 
@@ -52,6 +52,21 @@ def test_the_flop_of_a_sample_of_dit_and_sit(network, name, guidance):
     assert trace_sampling(network_of(network), ORDINARY, {"one": config}, 7).flops["one"] == (
         cost.flops["one"] + 7
     )
+
+
+@pytest.mark.parametrize("name", ["euler", "heun"])
+def test_who_guides_is_counted_by_its_own_size(name):
+    """EDM2's largest networks are guided by its smallest."""
+    small = NetworkConfig.model_validate({**network_of("sit").root.model_dump(), "depth": 1})
+    config = SolverConfig(solver=name, num_steps=6, guidance=1.5, guidance_interval=(0.3, 1))
+    built = build_method(network_of("sit"), ORDINARY)
+    built.take_guide(build_network(small))
+    eps, labels = torch.randn(1, *built.noise_shape()), torch.zeros(1, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        built.sample(eps, labels, config, Draws(0, torch.arange(1)))
+    samplings = {"one": config, "other": config}
+    cost = trace_sampling(network_of("sit"), ORDINARY, samplings, guides={"one": small})
+    assert cost.flops["one"] == counter.get_total_flops() < cost.flops["other"]
 
 
 @pytest.mark.parametrize("name", ["euler", "heun", "ab2"])

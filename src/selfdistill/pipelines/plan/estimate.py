@@ -181,8 +181,8 @@ def memory(step: StepCost, strategy: str, num_ranks: int, size: int, pixels: int
         spared = cut - cut // num_ranks
         backward += step.rest + 3 * step.layer - spared
         update -= spared
-    waiting = _AHEAD * size * (pixels + step.tokens)
-    return max(backward, update) + waiting
+    num_waiting = _AHEAD * size + (step.share if step.num_turns > 1 else 0)
+    return max(backward, update) + num_waiting * (pixels + step.tokens)
 
 
 def largest_batch(

@@ -36,6 +36,7 @@ def plan_row(
     reconstructed: DatasetPlan | None = None,
     vae: Any = None,
     selection: Any = None,
+    **guides: Any,
 ) -> RowPlan:
     """Plan a row: its step is taken without values, its samplings and its disk are computed.
 
@@ -51,6 +52,7 @@ def plan_row(
         reconstructed: The dataset that the row encodes and decodes.
         vae: What decodes its samples, as written; None: they are images.
         selection: What its best state is selected by, as written; None: the last one counts.
+        guides: Architectures of rows that guide its samplings, as written, by `guide_<row>`.
 
     Raises:
         ValueError: If the row's batch does not divide among the GPUs of the plan.
@@ -79,13 +81,19 @@ def plan_row(
         name: SampleConfig.model_validate(as_written(one))
         for name, one in (samplings or {}).items()
     }
+    guiding = {
+        name: one.guide.network
+        or NetworkConfig.model_validate(as_written(guides[f"guide_{one.guide.row}"]))
+        for name, one in solvers.items()
+        if one.guide is not None
+    }
     return plan_training(
         data,
         resolution,
         config,
         step,
         teacher_flops(taught, resolution) if taught else 0,
-        trace_sampling(network, method, solvers, decoding) if solvers else None,
+        trace_sampling(network, method, solvers, decoding, guiding) if solvers else None,
         solvers,
         (reconstructed.num_images or 0) if reconstructed else 0,
         plan,

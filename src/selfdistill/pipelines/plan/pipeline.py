@@ -16,6 +16,7 @@ def create_row_pipeline(
     selecting: bool = False,
     reconstructed: str | None,
     decoded: bool,
+    guides: Sequence[str] = (),
 ) -> Pipeline:
     """Return the plan of a row; the registry gives it the row's namespace.
 
@@ -27,6 +28,7 @@ def create_row_pipeline(
         selecting: Whether its best state is selected.
         reconstructed: The dataset that it encodes and decodes.
         decoded: Whether a VAE decodes its samples.
+        guides: Rows whose networks guide its samplings.
     """
     keys = ("data", "network", "method", *(["train"] if trained else []), "plan")
     inputs = {key: f"params:{key}" for key in keys}
@@ -35,6 +37,7 @@ def create_row_pipeline(
     inputs |= {"samplings": "params:samplings"} if samplings else {}
     inputs |= {"teacher": "params:teacher"} if online_teacher else {}
     inputs |= {"selection": "params:selection"} if selecting else {}
+    inputs |= {f"guide_{row}": f"params:{row}.network" for row in guides}
     inputs |= {"reconstructed": f"{reconstructed}.dataset_plan"} if reconstructed else {}
     return Pipeline([Node(nodes.plan_row, inputs=inputs, outputs="row_plan", name="plan_row")])
 

@@ -23,6 +23,8 @@ from selfdistill.diffusion.config import (
 from selfdistill.diffusion.process import PROCESSES, ProcessName
 from selfdistill.draws import Draws
 from selfdistill.methods.config import MethodConfig
+from selfdistill.methods.method import Method
+from selfdistill.methods.registry import build_network
 from selfdistill.networks.config import NetworkConfig
 from selfdistill.pipelines.plan.step import EmptyDraws, outline
 from selfdistill.pipelines.plan.trace import tracing, without_values
@@ -66,6 +68,7 @@ def trace_sampling(
     method: MethodConfig,
     samplings: Mapping[str, SolverConfig],
     decoding: int = 0,
+    guides: Mapping[str, NetworkConfig] | None = None,
 ) -> SamplingCost:
     """Return what a row's samplings cost an image.
 
@@ -74,27 +77,35 @@ def trace_sampling(
         method: What samples.
         samplings: Solvers by name, one or more.
         decoding: FLOP of a VAE's decoder beside.
+        guides: Networks that guide in the place of the row's own, by sampling.
     """
     built = outline(network, method)
+    guided_by: dict[str | None, Method] = {None: built}
+    for name, guide in (guides or {}).items():
+        guided_by[name] = outline(network, method)
+        with torch.device("meta"):
+            guided_by[name].take_guide(build_network(guide))
     with without_values():
-        built.to_empty(device="cpu").eval().requires_grad_(False)
+        for one in guided_by.values():
+            one.to_empty(device="cpu").eval().requires_grad_(False)
         eps, labels = torch.empty(1, *built.noise_shape()), torch.zeros(1, dtype=torch.int64)
         draws = EmptyDraws(0, torch.arange(1))
     weights = {p.untyped_storage()._cdata: p.numel() for p in built.parameters()}
     with tracing() as tracer, _Reads() as reads:
 
         @cache
-        def flops(solver: str, num_steps: int, guidance: float) -> int:
+        def flops(solver: str, num_steps: int, guidance: float, guide: str | None = None) -> int:
             config = _short(solver, num_steps, guidance)
             before = tracer.flops
-            built.sample(eps, labels, config, draws)
+            guided_by[guide].sample(eps, labels, config, draws)
             return tracer.flops - before
 
         costs = {}
         for name, config in samplings.items():
             two, three = flops(config.solver, 2, 1.0), flops(config.solver, 3, 1.0)
             guided = num_guided(config)
-            more = flops(config.solver, 2, config.guidance) - two if guided else 0
+            guide = name if name in guided_by else None
+            more = flops(config.solver, 2, config.guidance, guide) - two if guided else 0
             evaluations = _short(config.solver, 2, 1.0).num_evaluations
             steps = (config.num_times - 2) * (three - two)
             costs[name] = decoding + two + steps + guided * more // evaluations

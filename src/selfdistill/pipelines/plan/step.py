@@ -35,6 +35,7 @@ class StepCost:
     Attributes:
         size: Images of the micro-batch.
         share: Images of the step.
+        num_turns: Turns of a step; where there are several, its images wait for the later ones.
         tokens: Bytes of an image's stored teacher tokens, in float16; 0: none are read.
         num_trained: Parameters that take a gradient.
         loss_flops: Losses and their gradients, of a micro-batch in every turn; layers that are
@@ -54,6 +55,7 @@ class StepCost:
 
     size: int
     share: int
+    num_turns: int
     tokens: int
     num_trained: int
     loss_flops: int
@@ -157,6 +159,7 @@ def trace_step(
     return StepCost(
         size=size,
         share=share,
+        num_turns=len(rank.trained),
         tokens=rank.tokens if teacher is None else 0,
         num_trained=rank.num_trained,
         loss_flops=loss_flops,

@@ -7,35 +7,25 @@ from pydantic import Field, model_validator
 from selfdistill.base_config import Config
 from selfdistill.diffusion.config import SolverConfig
 from selfdistill.networks.config import NetworkConfig
+from selfdistill.networks.origin_config import OriginConfig
 
 Count = Annotated[int, Field(gt=0)]
 
 
-class GuideConfig(Config):
+class GuideConfig(OriginConfig):
     """Another network that is asked without class, in the place of the row's own: EDM2's guidance.
 
     Attributes:
-        row: A row, by the network of its checkpoint that samples.
-        weights: Published weights instead, catalog entry `weights.<name>`.
-        network: The architecture of these.
+        network: The architecture of published weights.
     """
 
-    row: str | None = None
-    weights: str | None = None
     network: NetworkConfig | None = None
 
     @model_validator(mode="after")
-    def _is_one(self) -> Self:
-        if (self.row is None) == (self.weights is None):
-            raise ValueError("guide: give either row, or weights")
+    def _is_known(self) -> Self:
         if (self.weights is None) != (self.network is None):
             raise ValueError("guide.network: say it of weights, and only of them")
         return self
-
-    @property
-    def entry(self) -> str:
-        """The catalog entry of the network."""
-        return f"{self.row}.checkpoint" if self.row else f"weights.{self.weights}"
 
 
 class SampleConfig(SolverConfig):

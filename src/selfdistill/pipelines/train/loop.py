@@ -9,7 +9,7 @@ import collections
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -199,8 +199,8 @@ def fit(
         while state.nimg < config.total_nimg:
             lr = learning_rate(config, state.nimg)
             method.before_step(state.nimg)
-            shared = itertools.tee(itertools.islice(batches, num_micro), len(turns))
-            for (name, turn), micro_batches in zip(turns.items(), shared, strict=True):
+            step = _for_turns(itertools.islice(batches, num_micro), len(turns))
+            for (name, turn), micro_batches in zip(turns.items(), step, strict=True):
                 if method.rests(name):
                     collections.deque(micro_batches, maxlen=0)  # they go by
                     continue
@@ -264,6 +264,12 @@ def _places(config: TrainConfig, world: World, nimg: int, num_micro: int) -> Ite
         mine = start + world.rank * num_micro * size
         for micro in range(num_micro):
             yield np.arange(mine + micro * size, mine + (micro + 1) * size)
+
+
+def _for_turns(batches: Iterator[Batch], num_turns: int) -> Sequence[Iterator[Batch]]:
+    """Return a step's micro-batches once for each turn; they are held while a turn is to come."""
+    # tee holds on to what it has handed out, also where nobody else waits for it.
+    return (batches,) if num_turns == 1 else itertools.tee(batches, num_turns)
 
 
 def _train_only(updates: Mapping[str, Updates], name: str) -> None:

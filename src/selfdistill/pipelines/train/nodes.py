@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfdistill.base_config import as_written
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.methods.config import MethodConfig
 from selfdistill.networks.config import NetworkConfig
@@ -26,6 +27,7 @@ def train(
     distributed: DistributedConfig,
     scratch: Path,
     features: Shards | None = None,
+    teacher: Any = None,
     start: Any = None,
     taught_by: Checkpoint | None = None,
     selection: Any = None,
@@ -45,7 +47,8 @@ def train(
         train: The loop's parameters.
         distributed: The machine.
         scratch: Where the state of an unfinished training is kept.
-        features: Teacher tokens of the same images, (O, L, D) each; None: without a teacher.
+        features: Teacher tokens of the same images, (O, L, D) each; None: there are none on disk.
+        teacher: The teacher that makes them while training, as written; None: without one.
         start: What the network starts as: a checkpoint, or a file of published weights; None:
             random.
         taught_by: The checkpoint whose network it learns from; None: what it starts as.
@@ -65,7 +68,6 @@ def train(
     from selfdistill.pipelines.train.selecting import prepare
 
     chosen = prepare(images, selection, sampling, reference, profile, latents, vae, weights)
-    frozen = _frozen(weights, method)
     return train_row(
         images,
         features,
@@ -74,75 +76,12 @@ def train(
         train,
         distributed,
         scratch,
-        frozen,
-        start=start,
-        taught_by=taught_by,
-        selection=chosen,
-    )
-
-
-def train_beside_teacher(
-    images: Shards,
-    teacher: TeacherConfig,
-    network: NetworkConfig,
-    method: MethodConfig,
-    train: TrainConfig,
-    distributed: DistributedConfig,
-    scratch: Path,
-    start: Any = None,
-    selection: Any = None,
-    sampling: Any = None,
-    reference: Any = None,
-    profile: str = "exact",
-    latents: Any = None,
-    vae: Any = None,
-    **weights: Path,
-) -> Checkpoint:
-    """Train a row like `train`, with the teacher at work instead of its features from disk.
-
-    Args:
-        images: uint8 images, (H, W, 3) each.
-        teacher: The teacher.
-        network: The architecture.
-        method: The objective.
-        train: The loop's parameters.
-        distributed: The machine.
-        scratch: Where the state of an unfinished training is kept.
-        start: What the network starts as, as in `train`.
-        selection: What the best state is selected by, as in `train`.
-        sampling: As in `train`.
-        reference: As in `train`.
-        profile: As in `train`.
-        latents: As in `train`.
-        vae: As in `train`.
-        weights: Files by name, as in `train`.
-
-    Returns:
-        The finished checkpoint.
-    """
-    from selfdistill.pipelines.train.job import train_row
-    from selfdistill.pipelines.train.selecting import prepare
-
-    chosen = prepare(images, selection, sampling, reference, profile, latents, vae, weights)
-    frozen = _frozen(weights, method)
-    return train_row(
-        images,
-        None,
-        network,
-        method,
-        train,
-        distributed,
-        scratch,
-        frozen,
-        teacher,
+        {name: file for name, file in weights.items() if name in method.root.frozen_weights},
+        None if teacher is None else TeacherConfig.model_validate(as_written(teacher)),
         start,
-        selection=chosen,
+        taught_by,
+        chosen,
     )
-
-
-def _frozen(weights: dict[str, Path], method: MethodConfig) -> dict[str, Path]:
-    """Return the files of the networks that the objective names."""
-    return {name: file for name, file in weights.items() if name in method.root.frozen_weights}
 
 
 def adopt(start: Any, network: NetworkConfig, method: MethodConfig, scratch: Path) -> Checkpoint:

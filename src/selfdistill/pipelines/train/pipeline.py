@@ -37,7 +37,7 @@ def create_pipeline(
     return Pipeline(
         [
             Node(
-                nodes.train_beside_teacher if teacher == "online" else nodes.train,
+                nodes.train,
                 inputs={
                     "images": "images",
                     **_FEATURES[teacher],
