@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from selfdistill.data.shard_writer import ShardWriter, finalize
 from selfdistill.data.shards import Shards
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.methods.config import MethodConfig
+from selfdistill.methods.registry import build_network
 from selfdistill.networks.config import NetworkConfig
 from selfdistill.pipelines.train.config import TrainConfig
 
@@ -294,3 +297,41 @@ def inception_file(random_inception: Path, monkeypatch: pytest.MonkeyPatch) -> P
     resize = DEFINITIONS["inception_2015"].resize
     monkeypatch.setitem(DEFINITIONS, "inception_2015", Definition(known, resize))
     return random_inception
+
+
+@pytest.fixture
+def edm_golden(tmp_path: Path) -> Callable[[str], tuple[Any, dict[str, torch.Tensor]]]:
+    """Read a recorded network of EDM, with its weights, and what was recorded of it."""
+    goldens = PROJECT.parent / "shared" / "goldens"
+    if not goldens.is_dir():
+        pytest.skip("no recorded outputs here")
+
+    def read(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
+        path = goldens / f"{name}.safetensors"
+        with safe_open(path, "pt") as file:
+            written = json.loads(file.metadata()["config"])
+        values = {
+            "latent_size": written["img_resolution"],
+            "latent_channels": written["img_channels"],
+            "width": written["model_channels"],
+            "multipliers": written["channel_mult"],
+            "num_blocks": written["num_blocks"],
+            "attention_sides": written["attn_resolutions"],
+            "num_classes": written["label_dim"],
+            "conditional": True,
+            "dropout": written.get("dropout", 0.0),
+        }
+        if name == "edm_songunet":
+            values |= {"name": "ddpmpp", "augment_dim": written["augment_dim"]}
+        elif name == "edm_dhariwal":
+            values |= {"name": "adm"}
+        else:  # its 32 channels are less than a head: nothing attends, wherever it may
+            values |= {"name": "edm2", "logvar_channels": 16, "attention_sides": []}
+        network: Any = build_network(NetworkConfig.model_validate(values))
+        tensors = load_file(path)
+        state = {key[6:]: value for key, value in tensors.items() if key.startswith("state.")}
+        save_file(state, tmp_path / "network.safetensors")
+        network.load_published(tmp_path / "network.safetensors")  # no key too many or too few
+        return network.eval(), tensors
+
+    return read

@@ -355,6 +355,7 @@ class TestNoiseLevels:
         "name": "diffusion", "class_dropout": 0.0, "ema_decay": 0.999,
         "levels": {"mean": -1.2, "deviation": 1.2},
     }  # fmt: skip
+    UNDERSTOOD = {**DIFFUSION, "class_dropout": 0.1}
 
     @pytest.fixture
     def row(self, project):
@@ -380,6 +381,22 @@ class TestNoiseLevels:
             ({"samplings": {"one": {"solver": "heun"}}}, "'heun' is not of network ddpmpp: take"),
             ({"samplings": {"one": {"times": [3]}}}, "times means nothing for network ddpmpp"),
             ({"method": DIFFUSION}, None),
+            (
+                {"method": DIFFUSION, "samplings": {"one": {"guidance": 1.5}}},
+                r"one\.guidance 1\.5: network ddpmpp has not learned to do without classes",
+            ),
+            (
+                {"method": UNDERSTOOD, "samplings": {"one": {"guidance": 1.5}}},
+                None,
+            ),
+            (
+                {
+                    "method": UNDERSTOOD,
+                    "samplings": {"one": {"guidance": 1.5}},
+                    "network": {"conditional": False},
+                },
+                r"one\.guidance 1\.5: network ddpmpp knows no classes; set it 1",
+            ),
             ({"method": {**DIFFUSION, "levels": None}}, r"method\.levels has to say noise levels"),
             ({"method": {**DIFFUSION, "augment": {"probability": 0.12}}}, None),
             ({"method": {"augment": {"probability": 0.12}}}, None),
@@ -435,6 +452,7 @@ class TestNoiseLevels:
             ("dit_s_256", {**TAP, "block": 0}, {}, "should be greater than 0"),
             ("dit_s_256", TAP, {"teacher_head": "clean"}, "teacher_head clean: network dit has no"),
             ("dit_s_256", TAP, {"normalize_weights": True}, "is of EDM2's networks"),
+            ("dit_s_256", TAP, {"data_deviation": None}, "data_deviation: say it of the data of"),
             ("sd15", TAP, {}, "method sid distils EDM's networks, DiT, SiT and DSD: no text_unet"),
         ],
     )
@@ -448,6 +466,13 @@ class TestNoiseLevels:
         with pytest.raises(ValueError, match=message):
             RowConfig.model_validate(values)
 
+    def test_a_training_goes_on_beyond_its_stages(self, row):
+        adversary = {**self.ADVERSARY, "joins_nimg": 200_000}
+        values = {**row["one_step"], "method": {**self.SID, "adversary": adversary}}
+        values["train"] = {**values["train"], "total_nimg": 200_000}
+        with pytest.raises(ValueError, match=r"total_nimg 200000 ends before the generator is"):
+            RowConfig.model_validate(values)
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
@@ -459,6 +484,37 @@ class TestNoiseLevels:
         values = {**row["one_step"], "method": {**self.SID, **changes}}
         with pytest.raises(ValueError, match=message):
             RowConfig.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "method", "message"),
+    [
+        (
+            "sid2a_ffhq_alpha_10", {"teacher": "edm_afhqv2"}, {},
+            "sid2a_ffhq_alpha_10.data differs from that of edm_afhqv2, which it learns from",
+        ),
+        (
+            "sida_dsd_b", {"teacher": "other_dsd_b"}, {},
+            "sida_dsd_b.start.teacher: issd_dsd_b_10 neither learned from other_dsd_b nor started",
+        ),
+        (
+            "sida_dsd_b", {"teacher": None}, {"teacher_head": "clean"},
+            "teacher_head clean: issd_dsd_b_10 was tuned by method ssd, which leaves that head",
+        ),
+        ("sida_dsd_b", {}, {"teacher_head": "clean"}, None),
+        ("sida_dsd_b", {"teacher": None}, {}, None),
+    ],
+)  # fmt: skip
+def test_who_is_learned_from_is_an_ancestor(base, name, start, method, message):
+    """DSD's latents are its own: a ViT of another training would teach in another language."""
+    base["other_dsd_b"] = {**base["dsd_b"], "train": {**base["dsd_b"]["train"], "seed": 7}}
+    base[name]["start"] |= start
+    base[name]["method"] |= method
+    if message is None:
+        ProjectConfig.from_parameters(base)
+        return
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ProjectConfig.from_parameters(base)
 
 
 SELECTION = {

@@ -41,6 +41,32 @@ RECIPES = {
 }
 
 
+DROPOUT = {
+    "cifar10_uncond": 0.13, "cifar10_cond": 0.13, "imagenet_64": 0.1, "ffhq": 0.05, "afhqv2": 0.05,
+    "edm2_xs": 0, "edm2_s": 0, "edm2_m": 0.1, "edm2_l": 0.1, "edm2_xl": 0.1, "edm2_xxl": 0.1,
+}  # fmt: skip
+# Millions of images: SiD's better alpha, SiDA, and SiD2A with 1 and, if there is one, 1.2. How long
+# SiDA of EDM2-XL took is not known.
+LENGTHS = {
+    "cifar10_uncond": (404.0, 217.9, 28.2, 22.5), "cifar10_cond": (713.3, 293.2, 38.9, 53.8),
+    "imagenet_64": (939.2, 249.2, 29.5, 21.5), "ffhq": (498.2, 185.9, 169.0, 80.9),
+    "afhqv2": (371.7, 127.5, 175.1, 175.1), "edm2_xs": (249.4, 166.4, 28.7),
+    "edm2_s": (192.0, 117.8, 75.3), "edm2_m": (226.8, 115.7, 44.0), "edm2_l": (203.8, 166.9, 50.2),
+    "edm2_xl": (234.0, None, 79.5), "edm2_xxl": (77.9, 89.8, 29.8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("data", LENGTHS)
+def test_rows_are_as_long_as_what_was_published(published, data):
+    alone = "edm2" in data
+    sid = f"sid_{data}" + ("" if alone else "_alpha_10" if data == "afhqv2" else "_alpha_12")
+    names = [sid, f"sida_{data}"]
+    names += [f"sid2a_{data}"] if alone else [f"sid2a_{data}_alpha_{n}" for n in (10, 12)]
+    for name, millions in zip(names, LENGTHS[data], strict=True):
+        if millions is not None:
+            assert published[name].train.total_nimg == pytest.approx(1e6 * millions), name
+
+
 @pytest.mark.parametrize("data", RECIPES)
 def test_rows_are_the_papers_recipes(published, data):
     rows = {
@@ -61,13 +87,20 @@ def test_rows_are_the_papers_recipes(published, data):
         assert method.generator_weight == (50 if name == "sid2a_edm2_m" else 100)
         assert method.alpha == (1.2 if name.endswith("_12") else 1.0)
         assert (method.log_mean, method.log_deviation) == ((-0.4, 1.0) if of_edm2 else (-1.2, 1.2))
-        assert method.normalize_weights == (of_edm2 and name != "sida_edm2_s")
-        assert method.log_variance == (name != "sida_edm2_s")
+        plain = name in ("sida_edm2_s", "sid2a_edm2_s")
+        assert method.normalize_weights == (of_edm2 and not plain)
+        assert method.log_variance == (not plain)
+        assert (method.fake_weight, method.ramp_up) == (1, 0.05)
+        assert row.network.root.dropout == DROPOUT[data]
+        momentum = {turn: one.betas for turn, one in train.optimizers.items()}
+        of_ffhq = name.startswith("sid_ffhq")
+        assert momentum == ({"network": (0.9, 0.999)} if of_ffhq else {}), name
         if name.startswith("sid_"):
             assert method.adversary is None
         else:
             adversary = method.adversary
             assert (adversary.rests_nimg, adversary.joins_nimg) == (100_000, 200_000)
+            assert adversary.generator_weight == 0.01
             assert adversary.fake_weight == (100 if of_edm2 else 1)
             assert adversary.largest_gradient == (None if of_edm2 else 1)
         teacher = f"edm2_{data[5:]}" if of_edm2 else f"edm_{data}"

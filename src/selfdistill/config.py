@@ -281,11 +281,41 @@ class ProjectConfig(Config):
                         f"{name}.start.{key}: {other} is a generator of one step, and this row "
                         "cannot start as one"
                     )
-            for part in ("network", "latents"):
+            parts = ("network", "latents", *(("data",) if row.method.root.takes_teacher else ()))
+            for part in parts:
                 if getattr(before, part) != getattr(row, part):
                     raise ValueError(
                         f"{name}.{part} differs from that of {other}, which it {verb} from"
                     )
+        self._check_lineage(name, row)
+
+    def _check_lineage(self, name: str, row: RowConfig) -> None:
+        """Refuse a teacher that the start has nothing of, or whose head nobody knows."""
+        assert row.start is not None
+        start, teacher = row.start.row, row.start.teacher
+        if start is not None and teacher is not None and teacher not in self._before(start):
+            raise ValueError(
+                f"{name}.start.teacher: {start} neither learned from {teacher} nor started as it"
+            )
+        taught_by = teacher or start
+        if getattr(row.method.root, "teacher_head", None) != "clean" or taught_by is None:
+            return
+        if (tuned := self.rows[taught_by].method.root.name) != "dsd":
+            raise ValueError(
+                f"{name}.method.teacher_head clean: {taught_by} was tuned by method {tuned}, which "
+                "leaves that head behind; take velocity, or the row before as start.teacher"
+            )
+
+    def _before(self, name: str) -> set[str]:
+        """Return the rows that a row descends from."""
+        found: set[str] = set()
+        waiting = [name]
+        while waiting:
+            start = self.rows[waiting.pop()].start
+            new = {start.row, start.teacher} - {None, *found} if start else set()
+            found |= {one for one in new if one in self.rows}
+            waiting += [one for one in new if one in self.rows]
+        return found
 
     def owner_of_network(self, name: str) -> str:
         """Return the row whose parameters say what the network of a row is."""

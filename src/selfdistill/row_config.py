@@ -16,7 +16,7 @@ from selfdistill.diffusion.config import (
 from selfdistill.methods.config import MethodConfig
 from selfdistill.methods.diffusion_config import DiffusionConfig
 from selfdistill.methods.progressive_config import ProgressiveConfig
-from selfdistill.methods.sid_config import SiDConfig
+from selfdistill.methods.sid_config import EDM_DEVIATION, SiDConfig
 from selfdistill.methods.ssd_config import SSDConfig
 from selfdistill.metrics.config import METRICS, PublishedMetric
 from selfdistill.networks.config import NetworkConfig
@@ -324,6 +324,8 @@ class RowConfig(Config):
                 raise ValueError(f"method.levels {what} noise levels: network {network.name}")
             if of_levels and method.time_distribution != "uniform":
                 raise ValueError("method.time_distribution: method.levels says it; leave it out")
+        if of_levels:
+            self._check_guidance()
         if of_levels and getattr(self.train, "compile", False):
             raise ValueError(
                 f"train.compile: blocks of network {network.name} differ too much for one graph "
@@ -332,16 +334,43 @@ class RowConfig(Config):
         if of_levels and getattr(getattr(method, "target", None), "site", "output") != "output":
             raise ValueError("method.target.site: of EDM's networks the output alone is mixed")
 
+    def _check_guidance(self) -> None:
+        """Refuse to guide a network by itself where it has not learned to do without classes."""
+        network, method = self.network.root, self.method.root
+        points = self.sweep.points if self.sweep else {}
+        for name, sampling in {**self.samplings, **points}.items():
+            if sampling.guidance == 1 or sampling.guide is not None:
+                continue
+            key = f"samplings.{name}.guidance {sampling.guidance}"
+            if not getattr(network, "conditional", True):
+                raise ValueError(f"{key}: network {network.name} knows no classes; set it 1")
+            if not getattr(method, "class_dropout", 0):
+                raise ValueError(
+                    f"{key}: network {network.name} has not learned to do without classes "
+                    "(method.class_dropout is 0): name who guides, `guide`, or set it 1"
+                )
+
     def _check_sid(self, method: SiDConfig) -> None:
         """Refuse networks that cannot be distilled so, and samplings in more than the one step."""
         network = self.network.root
         of_levels = isinstance(network, DenoiserConfig)
         if method.normalize_weights and not isinstance(network, EDM2Config):
             raise ValueError("method.normalize_weights is of EDM2's networks: set it false")
-        if of_levels and method.data_deviation != SiDConfig.model_fields["data_deviation"].default:
+        if of_levels and method.data_deviation is not None:
             raise ValueError(
-                f"method.data_deviation {method.data_deviation}: network {network.name} takes 0.5 "
-                "for granted; leave the key out"
+                f"method.data_deviation {method.data_deviation}: network {network.name} takes "
+                f"{EDM_DEVIATION} for granted; leave the key out"
+            )
+        if not of_levels and method.data_deviation is None:
+            raise ValueError(
+                f"method.data_deviation: say it of the data of network {network.name}: of latents "
+                "that are scaled as DiT's, or normalised as DSD's, about 1"
+            )
+        adversary = method.adversary
+        if adversary and self.train and self.train.total_nimg <= adversary.joins_nimg:
+            raise ValueError(
+                f"train.total_nimg {self.train.total_nimg} ends before the generator is judged: "
+                f"method.adversary.joins_nimg is {adversary.joins_nimg}"
             )
         if method.teacher_head == "clean" and not isinstance(network, DSDViTConfig):
             raise ValueError(f"method.teacher_head clean: network {network.name} has no such head")

@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,12 +27,6 @@ from selfdistill.methods.sid_losses import (
     score_identity,
 )
 from selfdistill.networks.config import NetworkConfig
-
-TESTS = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("of_edm", TESTS / "networks" / "test_edm.py")
-of_edm = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(of_edm)
-needs_goldens = of_edm.needs_goldens
 
 ADVERSARY = {
     "generator_weight": 0.01, "fake_weight": 1, "rests_nimg": 100, "joins_nimg": 200,
@@ -62,7 +54,7 @@ def build(network=DDPMPP, random=True, **changes):
         NetworkConfig.model_validate(network), MethodConfig.model_validate({**SID, **changes}), {}
     )
     if random:
-        for part in (method.network, method.fake, method.frozen):
+        for part in (method.network, method.fake_score, method.teacher):
             for parameter in part.parameters():
                 nn.init.normal_(parameter, std=0.1)
     return method
@@ -78,10 +70,8 @@ class TestParity:
     """Terms and gradients of the public code, of networks with random weights."""
 
     @pytest.fixture(params=["edm_songunet", "edm_dhariwal"])
-    def recorded(self, request, tmp_path):
-        if not of_edm.GOLDENS.is_dir():
-            pytest.skip("no recorded outputs here")
-        teacher, of = of_edm.golden(request.param, tmp_path)
+    def recorded(self, request, edm_golden):
+        teacher, of = edm_golden(request.param)
         fake = copy.deepcopy(teacher)
         state = {key[10:]: value for key, value in of.items() if key.startswith("state_psi.")}
         fake.load_state_dict(state)
@@ -148,42 +138,87 @@ class TestMethod:
         losses = build(random=False).loss(batch_of(4))
         assert losses["score_identity"].tolist() == [0] * 4
 
+    @pytest.mark.parametrize("alpha", [1.0, 1.2, -0.25])
     @pytest.mark.parametrize("network", [DDPMPP, EDM2])
-    def test_terms_are_those_of_the_formulas(self, network):
-        method, batch = build(network, adversary=ADVERSARY), batch_of(4)
+    def test_the_generators_terms_are_those_of_the_formulas(self, network, alpha):
+        method, batch = build(network, alpha=alpha, adversary=ADVERSARY), batch_of(4)
         method.before_step(300)
         losses, draws = method.loss(batch), batch.draws
         z, eps = draws.normal("z", 3, 8, 8), draws.normal("eps", 3, 8, 8)
         sigma = level_at(0.8 * draws.uniform("level", 1).squeeze(1))
         x = method.network(2.5 * z, torch.full((4,), 2.5), batch.labels)
         x_t = x + sigma.view(-1, 1, 1, 1) * eps
-        f_phi = method.frozen(x_t, sigma, batch.labels)
-        f_psi, logits = method.fake.denoise_and_judge(x_t, sigma, batch.labels)
+        f_phi = method.teacher(x_t, sigma, batch.labels)
+        f_psi, logits = method.fake_score.denoise_and_judge(x_t, sigma, batch.labels)
         scale = 1.0
         if network is EDM2:
-            scale = 1 / method.fake.log_variance(sigma).exp()
-        sid = score_identity(x, Denoised(f_phi, f_psi), 1.0).sum(dim=(1, 2, 3))
-        adv = 3 * 8 * 8 * deception(x, f_phi, logits)
-        torch.testing.assert_close(losses["score_identity"], 0.5 * 100 * sid * scale)
-        torch.testing.assert_close(losses["deception"], 0.5 * 0.01 * adv * scale)
+            scale = 1 / method.fake_score.log_variance(sigma).exp()
+        # SiD's Eq. 23, expanded; and SiDA's Eq. 8, of as many pixels as there are.
+        gap, near = f_phi - f_psi, (x - f_phi).abs().mean(dim=(1, 2, 3))
+        sid = (1 - alpha) * gap.square() + gap * (f_psi - x)
+        sid = sid.sum(dim=(1, 2, 3)) / near
+        adv = 3 * 8 * 8 * (1 + (-logits.clamp(-10, 10)).exp()).log().mean() / near
+        close = {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(losses["score_identity"], 0.5 * 100 * sid * scale, **close)
+        torch.testing.assert_close(losses["deception"], 0.5 * 0.01 * adv * scale, **close)
+
+    @pytest.mark.parametrize("network", [DDPMPP, EDM2])
+    def test_the_fake_score_networks_terms_are_those_of_the_formulas(self, network):
+        """EDM2's u divides both, and is added to each pixel's error."""
+        adversary = {**ADVERSARY, "fake_weight": 7}
+        method, batch = build(network, fake_weight=3, adversary=adversary), batch_of(4)
+        losses, draws = method.fake_score_loss(batch), batch.draws
+        z, eps = draws.normal("fake_z", 3, 8, 8), draws.normal("fake_eps", 3, 8, 8)
+        sigma = (-1.2 + 1.2 * draws.normal("fake_level", 1).squeeze(1)).exp()
+        x = method.network(2.5 * z, torch.full((4,), 2.5), batch.labels)
+        noise = sigma.view(-1, 1, 1, 1) * eps
+        f_psi, of_fake = method.fake_score.denoise_and_judge(x + noise, sigma, batch.labels)
+        of_real = method.fake_score.judge(batch.images + noise, sigma, batch.labels)
+        gamma = (sigma.square() + 0.25) / (0.5 * sigma).square()
+        u = method.fake_score.log_variance(sigma) if network is EDM2 else torch.zeros(4)
+        error = (gamma / u.exp()).view(-1, 1, 1, 1) * (f_psi - x).square() + u.view(-1, 1, 1, 1)
+        entropy = ((1 + (-of_real).exp()).log().mean() + (1 + of_fake.exp()).log().mean()) / 2
+        close = {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(losses["denoising"], 3 * error.sum(dim=(1, 2, 3)), **close)
+        torch.testing.assert_close(losses["discrimination"], 7 * entropy * gamma / u.exp(), **close)
+        if network is EDM2:
+            assert u.abs().max() > 0.1
+
+    @pytest.mark.parametrize("adversary", [None, {**ADVERSARY, "generator_weight": 100}])
+    def test_micro_batches_add_up(self, adversary):
+        """SiD's gradient of a batch is the sum of its parts'; SiDA's terms are means over a part.
+
+        They stand for it all the same: fakeness of a batch is estimated by fewer images.
+        """
+        gradients = []
+        for size in (8, 4):
+            method = build(adversary=adversary)
+            method.before_step(300)
+            for first in range(0, 8, size):
+                (sum(method.loss(batch_of(size, first)).values()).sum() / 8).backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in method.network.parameters()]))
+        whole, parts = gradients
+        distance = float((parts - whole).norm() / whole.norm())
+        assert distance < (1e-5 if adversary is None else 0.2)
+        assert (distance > 1e-4) == (adversary is not None)
 
     def test_real_and_generated_images_are_seen_with_the_same_noise(self, monkeypatch):
         method, batch = build(adversary=ADVERSARY), batch_of(4)
         with torch.no_grad():
             level, z = torch.full((4,), 2.5), batch.draws.normal("fake_z", 3, 8, 8)
             x = method.network(2.5 * z, level, batch.labels)
-        losses = method.fake_loss(dataclasses.replace(batch, images=x))
+        losses = method.fake_score_loss(dataclasses.replace(batch, images=x))
         # Where real and generated are the same, so are their logits, whatever these are.
         sigma = (-1.2 + 1.2 * batch.draws.normal("fake_level", 1).squeeze(1)).exp()
         x_t = x + sigma.view(-1, 1, 1, 1) * batch.draws.normal("fake_eps", 3, 8, 8)
-        logits = method.fake.judge(x_t, sigma, batch.labels)
+        logits = method.fake_score.judge(x_t, sigma, batch.labels)
         expected = discrimination(logits, logits, loss_weight(sigma))
         torch.testing.assert_close(losses["discrimination"], expected)
 
     def test_the_fake_score_network_alone_learns_from_augmented_images_and_is_told(self):
         told = {**DDPMPP, "augment_dim": 9}
         method = build(told, adversary=ADVERSARY, augment={"probability": 0.5})
-        nn.init.normal_(method.fake.model.map_augment.weight, std=10)
+        nn.init.normal_(method.fake_score.model.map_augment.weight, std=10)
         batch, draws = batch_of(6), batch_of(6).draws
         with torch.no_grad():
             level, z = torch.full((6,), 2.5), draws.normal("fake_z", 3, 8, 8)
@@ -193,11 +228,11 @@ class TestMethod:
         assert not torch.equal(of_x, of_real)
         sigma = (-1.2 + 1.2 * draws.normal("fake_level", 1).squeeze(1)).exp()
         noise = sigma.view(-1, 1, 1, 1) * draws.normal("fake_eps", 3, 8, 8)
-        clean, fake = method.fake.denoise_and_judge(x + noise, sigma, batch.labels, of_x)
-        untold, _ = method.fake.denoise_and_judge(x + noise, sigma, batch.labels)
+        clean, fake = method.fake_score.denoise_and_judge(x + noise, sigma, batch.labels, of_x)
+        untold, _ = method.fake_score.denoise_and_judge(x + noise, sigma, batch.labels)
         assert (clean - untold).abs().max() > 0.01
-        logits = method.fake.judge(real + noise, sigma, batch.labels, of_real)
-        weight, found = loss_weight(sigma), method.fake_loss(batch)
+        logits = method.fake_score.judge(real + noise, sigma, batch.labels, of_real)
+        weight, found = loss_weight(sigma), method.fake_score_loss(batch)
         error = denoising(x, clean, weight, None).sum(dim=(1, 2, 3))
         torch.testing.assert_close(found["denoising"], error)
         torch.testing.assert_close(found["discrimination"], discrimination(logits, fake, weight))
@@ -213,25 +248,27 @@ class TestMethod:
         for nimg in (0, 100, 101, 200, 201):
             method.before_step(nimg)
             stages.append((method.rests("network"), len(method.loss(batch))))
-            assert not method.rests("fake")
-            assert "discrimination" in method.fake_loss(batch)  # from the first image on
+            assert not method.rests("fake_score")
+            assert "discrimination" in method.fake_score_loss(batch)  # from the first image on
         assert stages == [(True, 1), (True, 1), (False, 1), (False, 1), (False, 2)]
         alone = build()
         assert not alone.rests("network")
-        assert set(alone.fake_loss(batch)) == {"denoising"}
+        assert set(alone.fake_score_loss(batch)) == {"denoising"}
 
     def test_gradients_reach_what_a_turn_trains_and_its_teacher_never(self):
         method, batch = build(adversary=ADVERSARY), batch_of(4)
         method.before_step(300)
-        method.fake.requires_grad_(False)
+        method.fake_score.requires_grad_(False)
         sum(method.loss(batch).values()).sum().backward()
         assert all(p.grad is not None for p in method.network.parameters())
-        assert all(p.grad is None for p in (*method.fake.parameters(), *method.frozen.parameters()))
+        assert all(
+            p.grad is None for p in (*method.fake_score.parameters(), *method.teacher.parameters())
+        )
         method.zero_grad()
-        method.fake.requires_grad_(True)
+        method.fake_score.requires_grad_(True)
         method.network.requires_grad_(False)
-        sum(method.fake_loss(batch).values()).sum().backward()
-        assert all(p.grad is not None for p in method.fake.parameters())
+        sum(method.fake_score_loss(batch).values()).sum().backward()
+        assert all(p.grad is not None for p in method.fake_score.parameters())
         assert all(p.grad is None for p in method.network.parameters())
 
     def test_an_image_with_nan_counts_for_nothing_and_is_seen(self):
@@ -242,14 +279,14 @@ class TestMethod:
         (whole.sum() / 4).backward()
         gradient = method.network.model.map_layer0.weight.grad.clone()
         method.zero_grad()
-        forward = method.frozen.forward
+        forward = method.teacher.forward
 
         def broken(x, *rest):
             clean = forward(x, *rest).clone()
             clean[1] = torch.nan
             return clean
 
-        method.frozen.forward = broken
+        method.teacher.forward = broken
         losses = method.loss(batch)
         assert losses["score_identity"].isnan().tolist() == [False, True, False, False]
         assert losses["deception"].isnan().tolist() == [False, True, False, False]
@@ -259,27 +296,27 @@ class TestMethod:
         torch.testing.assert_close(found, gradient)
         images = batch.images.clone()
         images[2, 0, 0, 0] = torch.nan
-        fake = method.fake_loss(dataclasses.replace(batch, images=images))
+        fake = method.fake_score_loss(dataclasses.replace(batch, images=images))
         assert fake["discrimination"].isnan().tolist() == [False, False, True, False]
 
     def test_dropout_is_that_of_the_turn(self):
         """The one-step generator drops when it learns, the fake-score network when it does."""
         method, batch, modes = build(adversary=ADVERSARY), batch_of(2), []
-        for name, part in (("network", method.network), ("fake", method.fake)):
+        for name, part in (("network", method.network), ("fake", method.fake_score)):
             part.register_forward_pre_hook(lambda m, _, n=name: modes.append((n, m.training)))
-        original = method.fake.denoise_and_judge
+        original = method.fake_score.denoise_and_judge
 
         def asked(*args):
-            modes.append(("fake", method.fake.training))
+            modes.append(("fake", method.fake_score.training))
             return original(*args)
 
-        method.fake.denoise_and_judge = asked
-        method.fake_loss(batch)
+        method.fake_score.denoise_and_judge = asked
+        method.fake_score_loss(batch)
         assert modes == [("network", False), ("fake", True)]
         modes.clear()
         method.loss(batch)
         assert modes == [("network", True), ("fake", False)]
-        assert not method.frozen.training
+        assert not method.teacher.training
 
     @pytest.mark.parametrize("network", [EDM2, {**DDPMPP, "augment_dim": 9}])
     def test_all_that_a_turn_trains_has_a_gradient(self, network):
@@ -298,7 +335,7 @@ class TestMethod:
         method = build(adversary=ADVERSARY)
         values = [torch.nan, torch.inf, -torch.inf, 3.0, -0.5]
         fake, generator = torch.tensor(values), torch.tensor(values)
-        method.clean_gradients("fake", [fake])
+        method.clean_gradients("fake_score", [fake])
         method.clean_gradients("network", [generator])
         assert fake.tolist() == [0, 1, -1, 1, -0.5]
         assert generator.tolist() == [0, 1e5, -1e5, 3, -0.5]
@@ -320,10 +357,19 @@ class TestMethod:
         expected = torch.lerp(*weights, 1 - decay)
         torch.testing.assert_close(method.average.model.map_layer0.weight, expected)
 
+    def test_the_average_forgets_half_in_its_half_life_once_ramped_up(self):
+        method = build(half_life_nimg=1_000)
+        before = copy.deepcopy(method.average)
+        nn.init.normal_(method.network.model.map_layer0.weight)
+        method.after_step(101_000, 1_000)  # 5 % of 100,000 images is beyond the half-life
+        weights = (part.model.map_layer0.weight for part in (before, method.network))
+        expected = torch.lerp(*weights, 0.5)
+        torch.testing.assert_close(method.average.model.map_layer0.weight, expected)
+
     def test_edm2s_weights_are_brought_back_once_a_step(self):
         method = build(EDM2, normalize_weights=True)
         method.after_step(64, 64)
-        for part in (method.fake, method.network):
+        for part in (method.fake_score, method.network):
             weight = part.unet.emb_noise.weight
             rms = weight.detach().square().mean(dim=1).sqrt()
             torch.testing.assert_close(rms, torch.ones_like(rms), atol=1e-2, rtol=0)
@@ -349,7 +395,7 @@ class TestMethod:
         }
         Checkpoint.write(tmp_path, method, **configs, about={"nimg": 64})
         sampler = Checkpoint.open(tmp_path).load(torch.device("cpu"))
-        assert sampler.fake is None
+        assert sampler.fake_score is None
         for name, value in method.average.state_dict().items():
             assert torch.equal(sampler.released().state_dict()[name], value)
 
@@ -420,7 +466,7 @@ def distil(num_steps, data_mean, **changes):
     size = 256
     optimizers = {
         name: torch.optim.Adam(getattr(method, name).parameters(), lr=rate, betas=(0.0, 0.999))
-        for name, rate in (("fake", 4e-3), ("network", 1e-3))
+        for name, rate in (("fake_score", 4e-3), ("network", 1e-3))
     }
     root = torch.tensor(TEACHER[1])
     for step in range(num_steps):

@@ -57,7 +57,7 @@ def build(configs):
     def build(name, random=True, **changes):
         torch.manual_seed(0)
         method = build_method(*configs(name, **changes), {})
-        for part in (method.network, method.fake, method.frozen, method.average):
+        for part in (method.network, method.fake_score, method.teacher, method.average):
             for parameter in part.parameters():
                 if random:
                     nn.init.normal_(parameter, std=0.2)
@@ -82,8 +82,8 @@ def test_terms_are_those_of_the_formulas_at_levels_that_the_network_knows(build,
     sigma = method.known_level(level_at(0.8 * draws.uniform("level", 1).squeeze(1)))
     x = method.network(2.5 * draws.normal("z", *shape), torch.full((4,), 2.5), batch.labels)
     x_t = x + sigma.view(beside) * draws.normal("eps", *shape)
-    f_phi = method.frozen(x_t, sigma, batch.labels)
-    f_psi = method.fake(x_t, sigma, batch.labels)
+    f_phi = method.teacher(x_t, sigma, batch.labels)
+    f_psi = method.fake_score(x_t, sigma, batch.labels)
     term = score_identity(x, Denoised(f_phi, f_psi), 1.0).flatten(1).sum(dim=1)
     torch.testing.assert_close(method.loss(batch)["score_identity"], 0.5 * 100 * term)
 
@@ -91,9 +91,9 @@ def test_terms_are_those_of_the_formulas_at_levels_that_the_network_knows(build,
     sigma = method.known_level(sigma)
     x = method.network(2.5 * draws.normal("fake_z", *shape), torch.full((4,), 2.5), batch.labels)
     x_t = x + sigma.view(beside) * draws.normal("fake_eps", *shape)
-    error = (method.fake(x_t, sigma, batch.labels) - x).square().flatten(1).sum(dim=1)
+    error = (method.fake_score(x_t, sigma, batch.labels) - x).square().flatten(1).sum(dim=1)
     expected = loss_weight(sigma, 1.0) * error
-    torch.testing.assert_close(method.fake_loss(batch)["denoising"], expected)
+    torch.testing.assert_close(method.fake_score_loss(batch)["denoising"], expected)
 
 
 @pytest.mark.parametrize("name", ["dit", "sit", "dsd_vit"])
@@ -138,7 +138,7 @@ def test_the_clean_heads_teacher_is_another_one_and_all_begin_as_the_vit(build):
     sigma, z = torch.full((4,), 0.7), torch.randn(4, *clean.noise_shape())
     t, vit = 1 / (1 + sigma), clean.trunk
     expected = vit.predict_z0(vit.denoise(t[:, None, None] * z)[0], t, batch.labels)
-    torch.testing.assert_close(clean.frozen(z, sigma, batch.labels), expected)
+    torch.testing.assert_close(clean.teacher(z, sigma, batch.labels), expected)
 
 
 def test_of_dsd_the_vit_encodes_and_decodes_and_no_turn_moves_it(build):

@@ -1,21 +1,16 @@
 """EDM's and EDM2's networks: parity with the public ones, sizes, and what they promise."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from torch import nn
 
+from selfdistill.networks import edm2
 from selfdistill.networks.denoiser import double, halve, precondition, resample_filter
 from selfdistill.networks.edm import EDM, positions
 from selfdistill.networks.edm2 import EDM2, mp_cat, mp_silu, mp_sum, normalize
 from selfdistill.networks.edm_config import ADMConfig, DDPMppConfig, EDM2Config
-
-GOLDENS = Path(__file__).parents[2].parent / "shared" / "goldens"
-needs_goldens = pytest.mark.skipif(not GOLDENS.is_dir(), reason="no recorded outputs here")
 
 CIFAR = {
     "latent_size": 32, "latent_channels": 3, "width": 128, "multipliers": [2, 2, 2],
@@ -43,42 +38,9 @@ def build(values):
     return network(config.model_validate(values))
 
 
-def golden(name, folder):
-    """Return the network of a golden, and its tensors."""
-    path = GOLDENS / f"{name}.safetensors"
-    with safe_open(path, "pt") as file:
-        written = json.loads(file.metadata()["config"])
-    values = {
-        "latent_size": written["img_resolution"],
-        "latent_channels": written["img_channels"],
-        "width": written["model_channels"],
-        "multipliers": written["channel_mult"],
-        "num_blocks": written["num_blocks"],
-        "attention_sides": written["attn_resolutions"],
-        "num_classes": written["label_dim"],
-        "conditional": True,
-        "dropout": written.get("dropout", 0.0),
-    }
-    if name == "edm_songunet":
-        values |= {"name": "ddpmpp", "augment_dim": written["augment_dim"]}
-    else:
-        values |= {"name": "adm"} if name == "edm_dhariwal" else {"name": "edm2"}
-        # Its 32 channels are less than a head: nothing attends, wherever it may.
-        edm2 = {"logvar_channels": 16, "attention_sides": []}
-        values |= edm2 if name == "edm2" else {}
-    tensors = load_file(path)
-    network = build(values)
-    state = {key[6:]: value for key, value in tensors.items() if key.startswith("state.")}
-    file = folder / "network.safetensors"
-    save_file(state, file)
-    network.load_published(file)  # no key left over, none missing
-    return network.eval(), tensors
-
-
-@needs_goldens
 @pytest.mark.parametrize("name", ["edm_songunet", "edm_dhariwal", "edm2"])
-def test_outputs_and_logits_are_those_of_the_public_network(name, tmp_path):
-    network, of = golden(name, tmp_path)
+def test_outputs_and_logits_are_those_of_the_public_network(name, edm_golden):
+    network, of = edm_golden(name)
     given = of["x"], of["sigma"], of["labels_onehot"].argmax(dim=1), of.get("augment_labels")
     with torch.no_grad():
         clean, logits = network.denoise_and_judge(*given)
@@ -224,3 +186,70 @@ class TestMagnitudes:
         small = {**EDM2_512, "latent_size": 8, "width": 64, "multipliers": [1], "num_blocks": 1}
         with pytest.raises(ValueError, match="no log-variance: give it logvar_channels"):
             build({**small, "logvar_channels": 0}).log_variance(torch.ones(1))
+
+
+def attended_slowly(qkv, num_heads, *, pixel_norm):
+    """Attend place by place: rows of qkv are ordered by head, channel, and queries, keys, values.
+
+    The goldens' networks have one head, or none; the large ones have up to twenty-eight.
+    """
+    images, rows, height, width = qkv.shape
+    channels = rows // 3 // num_heads
+    found = torch.empty(images, rows // 3, height * width)
+    for n in range(images):
+        for head in range(num_heads):
+            first = 3 * channels * head
+            q, k, v = (
+                torch.stack([qkv[n, first + 3 * c + kind].flatten() for c in range(channels)])
+                for kind in range(3)
+            )
+            if pixel_norm:
+                norms = [(1e-4 + one.square().mean(dim=0).sqrt()) for one in (q, k, v)]
+                q, k, v = (one / norm for one, norm in zip((q, k, v), norms, strict=True))
+            weights = torch.softmax(torch.einsum("cl,cm->lm", q, k) / math.sqrt(channels), dim=1)
+            place = slice(channels * head, channels * (head + 1))
+            found[n, place] = torch.einsum("lm,cm->cl", weights, v)
+    return found.view(images, -1, height, width)
+
+
+@pytest.mark.parametrize("encodes", [True, False])
+def test_edm2s_heads_attend_to_normalised_places(encodes):
+    torch.manual_seed(0)
+    block = edm2.Block(128, 128, 16, 0.0, encodes=encodes, attends=True).eval()
+    nn.init.ones_(block.emb_gain)
+    assert block.num_heads == 2
+    x, embedding = torch.randn(2, 128, 4, 3), torch.randn(2, 16)
+    with torch.no_grad():
+        found = block(x, embedding)
+        block.num_heads = 0  # nothing attends: what it attends to
+        before = block(x, embedding)
+        weight = block.attn_qkv.weight.flatten(1)
+        qkv = torch.einsum("oc,nchw->nohw", weight / weight.norm(dim=1, keepdim=True), before)
+        weight = block.attn_proj.weight.flatten(1)
+        attended = attended_slowly(qkv, 2, pixel_norm=True)
+        branch = torch.einsum("oc,nchw->nohw", weight / weight.norm(dim=1, keepdim=True), attended)
+    expected = (0.7 * before + 0.3 * branch) / math.sqrt(0.7**2 + 0.3**2)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    assert (found - before).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("name", "num_heads"), [("adm", 2), ("ddpmpp", 1)])
+def test_edms_heads_attend_to_all_places(name, num_heads):
+    torch.manual_seed(0)
+    values = IMAGENET_64 if name == "adm" else CIFAR
+    small = {"latent_size": 8, "width": 128, "multipliers": [1], "num_blocks": 1, "num_classes": 2}
+    network = build({**values, **small, "attention_sides": [8], "dropout": 0.0}).eval()
+    block = network.model.enc["8x8_block0"]
+    assert block.num_heads == num_heads
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    x, embedding = torch.randn(2, 128, 4, 3), torch.randn(2, block.affine.in_features)
+    with torch.no_grad():
+        found = block(x, embedding)
+        block.attends = False
+        before = block(x, embedding)
+        qkv = block.qkv(block.norm2(before))
+        branch = block.proj(attended_slowly(qkv, num_heads, pixel_norm=False))
+    scale = 1.0 if name == "adm" else math.sqrt(0.5)
+    torch.testing.assert_close(found, scale * (before + branch), atol=1e-3, rtol=1e-3)
+    assert (branch).abs().max() > 0.1

@@ -102,7 +102,7 @@ class CurvesDataset(_FileDataset):
     """Training curves: a JSON-lines file with one record per logging interval.
 
     A record is {"nimg": int, "loss": float, "<turn>/<term>": float..., "lr": float,
-    "grad_norm": float}. Beside it stands the same as CSV, which `dvc plots` can draw.
+    "grad_norm": float...}. Beside it stands the same as CSV, which `dvc plots` can draw.
     """
 
     @property

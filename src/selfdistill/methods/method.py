@@ -42,13 +42,18 @@ class Method(nn.Module, ABC):
         """
         return False
 
-    def clean_gradients(self, name: str, gradients: list[Tensor]) -> None:
+    def clean_gradients(self, name: str, gradients: list[Tensor]) -> Tensor | None:
         """Mend the gradients of a turn in place, before its update.
 
         Args:
             name: Of the turn.
             gradients: What this rank holds of them.
+
+        Returns:
+            How many elements were not finite, (); None: they are left as they are, and such a step
+            is skipped.
         """
+        return None
 
     @abstractmethod
     def after_step(self, nimg: int, batch_size: int) -> None:

@@ -48,8 +48,8 @@ class SiD(LatentMethod):
     Attributes:
         network: The generator, theta.
         average: Its average, which samples.
-        fake: psi; None: there is none.
-        frozen: phi; None: there is none.
+        fake_score: psi; None: there is none.
+        teacher: phi; None: there is none.
         nimg: Images seen before this step.
     """
 
@@ -63,20 +63,20 @@ class SiD(LatentMethod):
         super().__init__(network)
         self.config = config
         self.average: Any = copy.deepcopy(self.network).requires_grad_(False)
-        self.fake: Any = None
-        self.frozen: Any = None
+        self.fake_score: Any = None
+        self.teacher: Any = None
         if weights is not None:
             taught = self.network if teacher is None else teacher
-            self.fake = copy.deepcopy(taught)
-            self.frozen = copy.deepcopy(taught).requires_grad_(False).eval()
-            if getattr(self.fake, "logvar_linear", None) is not None:
-                self.fake.logvar_linear.requires_grad_(config.log_variance)
+            self.fake_score = copy.deepcopy(taught)
+            self.teacher = copy.deepcopy(taught).requires_grad_(False).eval()
+            if getattr(self.fake_score, "logvar_linear", None) is not None:
+                self.fake_score.logvar_linear.requires_grad_(config.log_variance)
         self.nimg = 0
 
     @property
     def transient(self) -> tuple[str, ...]:
         """Teacher and fake-score network."""
-        return "fake", "frozen"
+        return "fake_score", "teacher"
 
     def before_step(self, nimg: int) -> None:
         """Remember the number of images: stages begin by it."""
@@ -84,7 +84,7 @@ class SiD(LatentMethod):
 
     def turns(self) -> dict[str, LossFn]:
         """Return the fake-score network's loss, and then the generator's."""
-        return {"fake": self.fake_loss, "network": self.loss}
+        return {"fake_score": self.fake_score_loss, "network": self.loss}
 
     def rests(self, name: str) -> bool:
         """Return whether the generator stays as it is: until the discriminator knows something."""
@@ -93,7 +93,7 @@ class SiD(LatentMethod):
             return False
         return self.nimg <= adversary.rests_nimg
 
-    def fake_loss(self, batch: Batch) -> Losses:
+    def fake_score_loss(self, batch: Batch) -> Losses:
         """Return the fake-score network's error on generated images, and its discrimination, (N,).
 
         Real and generated images are of the same classes, and are seen with the same noise. Each is
@@ -102,25 +102,26 @@ class SiD(LatentMethod):
         Args:
             batch: Images or latents (N, *data_shape()), labels (N,).
         """
-        self.fake.train()
+        self.fake_score.train()
         self.network.eval()
         self.seed_layers(batch.draws, "fake")
         labels, draws = batch.labels, batch.draws
         with torch.no_grad():
-            x = self._generate(draws.normal("fake_z", *self.noise_shape()), labels)
-        x, told = augment_if(x, draws, "augment_fake", self.config.augment)
-        sigma = draws.normal("fake_level", 1).squeeze(1)
-        sigma = self.known_level((self.config.log_mean + self.config.log_deviation * sigma).exp())
+            x_g = self._generate(draws.normal("fake_z", *self.noise_shape()), labels)
+        x_g, told = augment_if(x_g, draws, "augment_fake", self.config.augment)
+        standard = draws.normal("fake_level", 1).squeeze(1)
+        log_sigma = self.config.log_mean + self.config.log_deviation * standard
+        sigma = self.known_level(log_sigma.exp())
         noise = self._noise(draws, "fake_eps", sigma)
-        weight, u = loss_weight(sigma, self.config.data_deviation), self._log_variance(sigma)
-        clean, of_fake = self.fake.denoise_and_judge(x + noise, sigma, labels, *told)
-        seen, adversary = [x, clean, of_fake], self.config.adversary
+        weight, u = loss_weight(sigma, self.config.sigma_data), self._log_variance(sigma)
+        f_psi, of_fake = self.fake_score.denoise_and_judge(x_g + noise, sigma, labels, *told)
+        seen, adversary = [x_g, f_psi, of_fake], self.config.adversary
         if adversary is not None:
             real = self.clean(batch)
             real, told = augment_if(real, draws, "augment_real", self.config.augment)
-            seen.append(self.fake.judge(real + noise, sigma, labels, *told))
-        kept, (x, clean, of_fake, *of_real) = whole_images(*seen)
-        error = denoising(x, clean, weight, u).flatten(1).sum(dim=1)
+            seen.append(self.fake_score.judge(real + noise, sigma, labels, *told))
+        kept, (x_g, f_psi, of_fake, *of_real) = whole_images(*seen)
+        error = denoising(x_g, f_psi, weight, u).flatten(1).sum(dim=1)
         losses = {"denoising": self.config.fake_weight * error}
         if adversary is not None:
             shared = weight if u is None else weight / u.exp()
@@ -135,38 +136,41 @@ class SiD(LatentMethod):
             batch: Labels (N,), and draws; its images are not looked at.
         """
         self.network.train()
-        self.fake.eval()
+        self.fake_score.eval()
         self.seed_layers(batch.draws, "network")
         labels, draws = batch.labels, batch.draws
-        x = self._generate(draws.normal("z", *self.noise_shape()), labels)
+        x_g = self._generate(draws.normal("z", *self.noise_shape()), labels)
         sigma = self._draw_level(draws)
-        x_t = x + self._noise(draws, "eps", sigma)
-        teacher = self.frozen(x_t, sigma, labels)
-        fake, logits = self.fake.denoise_and_judge(x_t, sigma, labels)
-        kept, (x, teacher, fake, logits) = whole_images(x, teacher, fake, logits)
+        x_t = x_g + self._noise(draws, "eps", sigma)
+        f_phi = self.teacher(x_t, sigma, labels)
+        f_psi, logits = self.fake_score.denoise_and_judge(x_t, sigma, labels)
+        kept, (x_g, f_phi, f_psi, logits) = whole_images(x_g, f_phi, f_psi, logits)
         u, adversary = self._log_variance(sigma), self.config.adversary
         scale = 1.0 if u is None else 1 / u.detach().exp()
-        term = score_identity(x, Denoised(teacher, fake), self.config.alpha).flatten(1).sum(dim=1)
+        term = score_identity(x_g, Denoised(f_phi, f_psi), self.config.alpha).flatten(1).sum(dim=1)
         losses = {"score_identity": self.config.generator_weight * term * scale}
         if adversary is not None and self.nimg > adversary.joins_nimg:
-            deceived = deception(x, teacher, logits, kept) * x[0].numel()
+            deceived = deception(x_g, f_phi, logits, kept) * x_g[0].numel()
             losses["deception"] = adversary.generator_weight * deceived * scale
             losses = {name: value / 2 for name, value in losses.items()}
         return _kept(losses, kept)
 
-    def clean_gradients(self, name: str, gradients: list[Tensor]) -> None:
+    def clean_gradients(self, name: str, gradients: list[Tensor]) -> Tensor | None:
         """Replace what is not finite, and clip the fake-score network's elements, in place."""
+        broken = torch.stack([(~gradient.isfinite()).sum() for gradient in gradients]).sum()
         largest = _LARGEST_GRADIENT
+        adversary = self.config.adversary if name == "fake_score" else None
+        bound = None if adversary is None else adversary.largest_gradient
         for gradient in gradients:
             torch.nan_to_num(gradient, nan=0.0, posinf=largest, neginf=-largest, out=gradient)
-            adversary = self.config.adversary
-            if name == "fake" and adversary is not None and adversary.largest_gradient is not None:
-                gradient.clamp_(-adversary.largest_gradient, adversary.largest_gradient)
+            if bound is not None:
+                gradient.clamp_(-bound, bound)
+        return broken
 
     def after_step(self, nimg: int, batch_size: int) -> None:
         """Bring EDM2's weights back to their norm, and move the averaged generator."""
         if self.config.normalize_weights:
-            for network in (self.fake, self.network):
+            for network in (self.fake_score, self.network):
                 network.normalize_weights()
         before = nimg - batch_size
         half_life = min(self.config.half_life_nimg, self.config.ramp_up * before)
@@ -180,17 +184,17 @@ class SiD(LatentMethod):
         means and the discriminator's accuracy, at the generator's noise levels.
         """
         labels, draws = batch.labels, batch.draws
-        modes = [(part, part.training) for part in (self.network, self.fake)]
+        modes = [(part, part.training) for part in (self.network, self.fake_score)]
         for part, _ in modes:
             part.eval()
-        x = self._generate(draws.normal("z", *self.noise_shape()), labels)
+        x_g = self._generate(draws.normal("z", *self.noise_shape()), labels)
         sigma = self._draw_level(draws)
         noise = self._noise(draws, "eps", sigma)
-        teacher = self.frozen(x + noise, sigma, labels)
-        fake, logits = self.fake.denoise_and_judge(x + noise, sigma, labels)
-        found = {"score_gap": float((teacher - fake).square().mean())}
+        f_phi = self.teacher(x_g + noise, sigma, labels)
+        f_psi, logits = self.fake_score.denoise_and_judge(x_g + noise, sigma, labels)
+        found = {"score_gap": float((f_phi - f_psi).square().mean())}
         if self.config.adversary is not None:
-            of_real = self.fake.judge(self.clean(batch) + noise, sigma, labels)
+            of_real = self.fake_score.judge(self.clean(batch) + noise, sigma, labels)
             right = torch.cat((of_real > 0, logits < 0)).float().mean()
             found |= {
                 "logit_of_real": float(of_real.mean()),
@@ -230,8 +234,9 @@ class SiD(LatentMethod):
 
     def _log_variance(self, sigma: Tensor) -> Tensor | None:
         """Return EDM2's u of the fake-score network; None: it has none."""
-        has_one: Any = getattr(self.fake.config, "logvar_channels", 0)
-        return self.fake.log_variance(sigma) if has_one and self.config.log_variance else None
+        network = self.fake_score
+        has_one = getattr(network.config, "logvar_channels", 0) and self.config.log_variance
+        return network.log_variance(sigma) if has_one else None
 
 
 def _kept(losses: Losses, kept: Tensor) -> Losses:

@@ -9,6 +9,7 @@ from selfdistill.data.augment_config import AugmentConfig
 from selfdistill.methods.objective import Objective
 from selfdistill.networks.tap_config import TapConfig
 
+EDM_DEVIATION = 0.5
 Weight = Annotated[float, Field(ge=0)]
 NumImages = Annotated[int, Field(ge=0)]
 
@@ -51,8 +52,9 @@ class SiDConfig(Objective):
         ramp_up: The half-life is at most this share of the images seen: 0.05.
         normalize_weights: Whether EDM2's weights are brought back to their norm after each step.
         log_variance: Whether EDM2's log-variance takes part, of networks that have one.
-        data_deviation: sigma_data of the weight of the fake-score network's error: 0.5, which EDM's
-            networks take for granted; about 1 of latents of DSD, or of a VAE as DiT scales them.
+        data_deviation: Standard deviation of the data, by which the fake-score network's error is
+            weighed: of DiT, SiT and DSD that of their latents, about 1; None, as for EDM's
+            networks, which take it for granted: 0.5.
         teacher_head: Of a DSD teacher, whose clean latents are learned from: the velocity's, by
             which it samples, or its clean head's, by which it was trained. The latter is right only
             of a network that nobody has tuned since.
@@ -74,10 +76,15 @@ class SiDConfig(Objective):
     ramp_up: Annotated[float, Field(gt=0)]
     normalize_weights: bool
     log_variance: bool = True
-    data_deviation: Annotated[float, Field(gt=0)] = 0.5
+    data_deviation: Annotated[float, Field(gt=0)] | None = None
     teacher_head: Literal["velocity", "clean"] = "velocity"
     adversary: AdversaryConfig | None
     augment: AugmentConfig | None = None
+
+    @property
+    def sigma_data(self) -> float:
+        """EDM's sigma_data: `data_deviation`, or what EDM's networks take for granted."""
+        return EDM_DEVIATION if self.data_deviation is None else self.data_deviation
 
     @property
     def needs_start(self) -> bool:
@@ -92,7 +99,7 @@ class SiDConfig(Objective):
     @property
     def turns(self) -> tuple[str, ...]:
         """Return the fake-score network, and then the generator."""
-        return "fake", "network"
+        return "fake_score", "network"
 
     @property
     def depends_on_micro_batches(self) -> bool:

@@ -46,9 +46,9 @@ class DSDSiD(AdaptedSiD):
     ) -> None:
         taught = None if teacher is None else DiffusionPath(teacher)
         super().__init__(DiffusionPath(network), config, weights, taught)
-        if self.frozen is not None and config.teacher_head == "clean":
+        if self.teacher is not None and config.teacher_head == "clean":
             clean = AdaptedDenoiser(DiffusionPath(teacher or network, predicts_clean=True), None)
-            self.frozen = clean.requires_grad_(False).eval()
+            self.teacher = clean.requires_grad_(False).eval()
         self.trunk = network.requires_grad_(False)
 
     def see(self, x_t: Tensor) -> Tensor:

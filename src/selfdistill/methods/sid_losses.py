@@ -20,74 +20,75 @@ class Denoised(NamedTuple):
     """What the two frozen networks make of a generated image with noise.
 
     Attributes:
-        teacher: f_phi, (N, ...).
-        fake: f_psi, (N, ...).
+        f_phi: Of the teacher, (N, ...).
+        f_psi: Of the fake-score network, (N, ...).
     """
 
-    teacher: Tensor
-    fake: Tensor
+    f_phi: Tensor
+    f_psi: Tensor
 
 
-def pixel_weight(x: Tensor, teacher: Tensor) -> Tensor:
-    """Return 1 / mean |x - f_phi|, (N,): by it far and near images weigh alike; no gradient.
+def pixel_weight(x_g: Tensor, f_phi: Tensor) -> Tensor:
+    """Return 1 / mean |x_g - f_phi|, (N,): by it far and near images weigh alike; no gradient.
 
     Args:
-        x: Generated images, (N, ...).
-        teacher: f_phi, (N, ...).
+        x_g: Generated images, (N, ...).
+        f_phi: The teacher's, (N, ...).
     """
-    distance = (x - teacher).detach().float().abs().flatten(1).mean(dim=1)
+    distance = (x_g - f_phi).detach().float().abs().flatten(1).mean(dim=1)
     return 1 / distance.clamp(min=_NEAREST)
 
 
-def score_identity(x: Tensor, denoised: Denoised, alpha: float) -> Tensor:
-    """Return (f_phi - f_psi) ((f_phi - x) - alpha (f_phi - f_psi)) / mean |x - f_phi|, pixelwise.
+def score_identity(x_g: Tensor, denoised: Denoised, alpha: float) -> Tensor:
+    """Return (f_phi - f_psi) ((f_phi - x_g) - alpha (f_phi - f_psi)) / mean |x_g - f_phi|.
 
-    SiD's Eq. 23, the estimate of a Fisher divergence by which the generator learns; gradients go
-    through both networks to the image. It may be negative, and tells nothing of convergence.
+    SiD's Eq. 23, pixelwise, the estimate of a Fisher divergence by which the generator learns;
+    gradients go through both networks to the image. It may be negative, and tells nothing of
+    convergence.
 
     Args:
-        x: Generated images, (N, ...).
+        x_g: Generated images, (N, ...).
         denoised: Of the images with noise.
         alpha: Weight of the biased part of the estimate.
 
     Returns:
         (N, ...).
     """
-    gap = denoised.teacher - denoised.fake
-    weight = beside(x, pixel_weight(x, denoised.teacher))
-    return gap * ((denoised.teacher - x) - alpha * gap) * weight
+    gap = denoised.f_phi - denoised.f_psi
+    weight = beside(x_g, pixel_weight(x_g, denoised.f_phi))
+    return gap * ((denoised.f_phi - x_g) - alpha * gap) * weight
 
 
-def deception(x: Tensor, teacher: Tensor, logits: Tensor, kept: Tensor | None = None) -> Tensor:
+def deception(x_g: Tensor, f_phi: Tensor, logits: Tensor, kept: Tensor | None = None) -> Tensor:
     """Return the generator's adversarial term, (N,): how little the batch looks real (SiDA, Eq. 8).
 
     The logits of all images and places are averaged before they are weighted image by image, in
     the place of a pixel: SiDA's fakeness of a batch.
 
     Args:
-        x: Generated images, (N, ...).
-        teacher: f_phi of them with noise, (N, ...).
+        x_g: Generated images, (N, ...).
+        f_phi: The teacher's, of them with noise, (N, ...).
         logits: Of the fake-score network's encoder, of the same, (N, 1, ...).
         kept: Which of the images count, (N,); None: all.
     """
     clamped = logits.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
-    return _mean(F.softplus(-clamped), kept) * pixel_weight(x, teacher)
+    return _mean(F.softplus(-clamped), kept) * pixel_weight(x_g, f_phi)
 
 
-def denoising(x: Tensor, fake: Tensor, weight: Tensor, log_variance: Tensor | None) -> Tensor:
+def denoising(x_g: Tensor, f_psi: Tensor, weight: Tensor, log_variance: Tensor | None) -> Tensor:
     """Return the fake-score network's weighted squared error, pixelwise, (N, ...).
 
     Args:
-        x: Generated images, without gradient, (N, ...).
-        fake: f_psi of them with noise, (N, ...).
+        x_g: Generated images, without gradient, (N, ...).
+        f_psi: The fake-score network's, of them with noise, (N, ...).
         weight: EDM's, (N,).
         log_variance: u of EDM2: the error is divided by e^u, and u added; None: the network has
             none.
     """
-    error = beside(x, weight) * (fake - x).square()
+    error = beside(x_g, weight) * (f_psi - x_g).square()
     if log_variance is None:
         return error
-    u = beside(x, log_variance)
+    u = beside(x_g, log_variance)
     return error / u.exp() + u
 
 

@@ -125,7 +125,7 @@ def test_recomputed_activations_change_no_bit(run, tmp_path):
 def test_turns_may_have_optimizers_of_their_own(run, tmp_path, train_config):
     """SiD's generator on FFHQ has another momentum than its fake-score network."""
     own = train_config.optimizer.model_copy(update={"lr": train_config.optimizer.lr / 4})
-    same = {"fake": train_config.optimizer}
+    same = {"fake_score": train_config.optimizer}
     common, again = run(tmp_path / "a"), run(tmp_path / "b", optimizers=same)
     slower = run(tmp_path / "c", optimizers={"network": own})
     weights = [load_file(one.path / FILES[0]) for one in (common, again, slower)]
@@ -142,12 +142,12 @@ def test_sid2a_learns_from_the_teacher_and_starts_as_a_generator():
     method = method_around(generator, SIDA, {}, teacher)
     for part, origin in (
         (method.network, generator), (method.average, generator),
-        (method.fake, teacher), (method.frozen, teacher),
+        (method.fake_score, teacher), (method.teacher, teacher),
     ):  # fmt: skip
         own = origin.state_dict()
         assert all(value.equal(own[name]) for name, value in part.state_dict().items())
     trained = {name for name, value in method.named_parameters() if value.requires_grad}
-    assert {name.partition(".")[0] for name in trained} == {"network", "fake"}
+    assert {name.partition(".")[0] for name in trained} == {"network", "fake_score"}
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,9 @@ def test_two_ranks_train_as_one(images, train_config, tmp_path, network, chosen,
     for expected, found in zip(*lines, strict=True):
         for name in (name for name in expected if "/" in name):
             assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
-    assert {"fake/discrimination", "network/score_identity", "network/deception"} <= set(expected)
+    assert {"fake_score/discrimination", "network/score_identity", "network/deception"} <= set(
+        expected
+    )
     expected, found = weights
     assert list(found) == list(expected)
     for name, value in found.items():

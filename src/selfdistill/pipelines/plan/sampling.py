@@ -104,8 +104,8 @@ def trace_sampling(
         for name, config in samplings.items():
             two, three = flops(config.solver, 2, 1.0), flops(config.solver, 3, 1.0)
             guided = num_guided(config)
-            guide = name if name in guided_by else None
-            more = flops(config.solver, 2, config.guidance, guide) - two if guided else 0
+            guided_as = name if name in guided_by else None
+            more = flops(config.solver, 2, config.guidance, guided_as) - two if guided else 0
             evaluations = _short(config.solver, 2, 1.0).num_evaluations
             steps = (config.num_times - 2) * (three - two)
             costs[name] = decoding + two + steps + guided * more // evaluations

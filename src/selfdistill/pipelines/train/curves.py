@@ -18,7 +18,12 @@ from selfdistill.metrics.rank import collapse_warning
 logger = logging.getLogger(__name__)
 
 CURVES = "curves.jsonl"
+GRAD_NORM, MENDED = "grad_norm", "mended"  # of steps; all else is of images
 _PATIENCE = 10  # lines with the inequality of Eq. 5 violated, before a user is warned
+_REMEDY = (
+    "the last saved state is kept for another run of the same row. Lower the learning rate or the "
+    "gradient's clip_norm: a changed row starts anew"
+)
 
 
 class Means:
@@ -80,7 +85,8 @@ class Curves:
 
         Args:
             nimg: Images seen.
-            means: Loss terms since the last line, and "grad_norm", one value a step, of rank 0.
+            means: Loss terms since the last line; and, of each step, on rank 0, the gradient's norm
+                and whether it was mended.
             lr: The last step's learning rate.
             diagnostics: What the method says of itself; may be empty.
             selection: By metric, what the best state is selected by; empty or None: not this time.
@@ -89,16 +95,17 @@ class Curves:
             The mean loss.
 
         Raises:
-            FloatingPointError: If more than half of the steps were skipped, or a term was never
-                finite; on every rank.
+            FloatingPointError: If more than half of the steps were skipped or mended, or a term
+                was never finite; on every rank.
         """
         totals = {name: value.tolist() for name, value in means.over_ranks(self.world).items()}
+        mended = totals.pop(MENDED, None)
         skipped = self._count_skipped(nimg, totals)
         values = {name: total / count for name, (total, count, _) in totals.items()}
-        grad_norm = values.pop("grad_norm")
+        norms = {name: values.pop(name) for name in totals if name.startswith(GRAD_NORM)}
         loss = sum(values.values())
-        line = {"nimg": nimg, "loss": loss, **values, "lr": lr, "grad_norm": grad_norm}
-        line |= {"skipped_steps": skipped}
+        line = {"nimg": nimg, "loss": loss, **values, "lr": lr, **norms, "skipped_steps": skipped}
+        line |= {} if mended is None else {"mended_steps": self._count_mended(nimg, mended)}
         line |= {"diagnostics": dict(diagnostics)} if diagnostics else {}
         line |= {"selection": dict(selection)} if selection else {}
         self._recent.append(line)
@@ -112,24 +119,31 @@ class Curves:
 
     def _count_skipped(self, nimg: int, totals: Mapping[str, list[float]]) -> int:
         """Return how many steps had no finite gradient; refuse to go on if most had none."""
-        _, finite, steps = totals["grad_norm"]
+        _, finite, steps = totals[GRAD_NORM]
         skipped = round(steps - finite)
         if not skipped and all(count for _, count, _ in totals.values()):
             return 0
         faults = [
             f"{name} is not finite for {total - count:,.0f} of {total:,.0f} images"
             for name, (_, count, total) in totals.items()
-            if name != "grad_norm" and count < total
+            if not name.startswith(GRAD_NORM) and count < total
         ] or ["a gradient is not finite, though all loss terms are"]
         count = f"{skipped} of {steps:.0f} steps were skipped up to {nimg:,} images"
         text = f"{'; '.join(faults)}: {count}"
         if 2 * skipped > steps or not all(count for _, count, _ in totals.values()):
-            raise FloatingPointError(
-                f"{text}; the last saved state is kept for another run of the same row. Lower the "
-                "learning rate or the gradient's clip_norm: a changed row starts anew"
-            )
+            raise FloatingPointError(f"{text}; {_REMEDY}")
         logger.warning(text)
         return skipped
+
+    def _count_mended(self, nimg: int, totals: list[float]) -> int:
+        """Return how many updates were of a mended gradient; refuse to go on if most were."""
+        mended, _, updates = totals
+        text = f"{mended:.0f} of {updates:.0f} gradients had to be mended up to {nimg:,} images"
+        if 2 * mended > updates:
+            raise FloatingPointError(f"{text}; {_REMEDY}")
+        if mended:
+            logger.warning(text)
+        return round(mended)
 
     def _write_speed(self, nimg: int) -> None:
         now, (then, before) = time.perf_counter(), self._then

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from selfdistill.data.loader import Batch, Loader
 from selfdistill.distributed import World
@@ -25,7 +25,7 @@ from selfdistill.files import atomic_path
 from selfdistill.methods.method import Losses, LossFn, Method
 from selfdistill.pipelines.train.best import Best
 from selfdistill.pipelines.train.config import TrainConfig
-from selfdistill.pipelines.train.curves import Curves, Means
+from selfdistill.pipelines.train.curves import GRAD_NORM, MENDED, Curves, Means
 from selfdistill.pipelines.train.layers import compile_layers, place_networks, recompute_layers
 from selfdistill.pipelines.train.optim import Updates, learning_rate, set_learning_rate
 from selfdistill.pipelines.train.signals import StopRequest
@@ -73,6 +73,19 @@ class State:
         """Add the loss terms of a turn's images to the means."""
         for term, values in losses.items():
             self.means.add(f"{name}/{term}", values)
+
+    def take_up_gradient(
+        self, name: str, norm: Tensor, mended: Tensor | None, world: World
+    ) -> None:
+        """Add norm and mending of a turn's gradient, which all ranks know alike, to the means.
+
+        Where turns alternate, each norm has a mean of its own beside the common one.
+        """
+        found = {GRAD_NORM: norm} | ({} if mended is None else {MENDED: mended})
+        if len(self.updates) > 1:
+            found[f"{GRAD_NORM}_{name}"] = norm
+        for key, value in found.items():
+            self.means.add(key, value if world.is_main else value.new_empty(0))
 
     def selects(self, joint: Joint, stop: StopRequest) -> bool:
         """Measure the method if it is time; return whether nothing of it is left to be done."""
@@ -213,8 +226,7 @@ def fit(
                         losses = _backward(turn, loss_of, batch, share, config, world)
                     state.take_up(name, losses)
                 mend = partial(method.clean_gradients, name)
-                norm = updates[name].apply(config.clip_norm, mend)
-                state.means.add("grad_norm", norm if world.is_main else norm.new_empty(0))
+                state.take_up_gradient(name, *updates[name].apply(config.clip_norm, mend), world)
             state.nimg += config.batch_size
             method.after_step(state.nimg, config.batch_size)
             bar.update(config.batch_size)

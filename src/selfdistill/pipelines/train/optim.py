@@ -13,6 +13,8 @@ from selfdistill.distributed import Part, World
 from selfdistill.pipelines.train.config import AdamWConfig, OptimizerConfig, TrainConfig
 from selfdistill.pipelines.train.muon import BatchedMuon
 
+Mend = Callable[[list[torch.Tensor]], torch.Tensor | None]
+
 
 def learning_rate(config: TrainConfig, nimg: int) -> float:
     """Return the rate of the step that starts after `nimg` images: linear rise, then the schedule.
@@ -105,21 +107,22 @@ class Updates:
         for part in self.parts:
             part.parameter.requires_grad_(required)
 
-    def apply(
-        self, max_norm: float | None, mend: Callable[[list[torch.Tensor]], None] | None = None
-    ) -> torch.Tensor:
+    def apply(self, max_norm: float | None, mend: Mend) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Mend and clip the gradients and update the parameters; see `apply_gradients`.
 
         Args:
             max_norm: Largest norm; None: any.
-            mend: Changes gradients in place, first; None: nothing does.
+            mend: Changes gradients in place, first, and says how many elements were not finite.
+
+        Returns:
+            The norm, (), and whether something was mended on any rank, (); None: nothing mends.
         """
         for part in self.parts:
             part.take_gradient()
         held = [part.held for part in self.parts]
-        if mend is not None:
-            mend([parameter.grad for parameter in held if parameter.grad is not None])
-        return apply_gradients(held, self.optimizers, max_norm, self.world)
+        broken = mend([parameter.grad for parameter in held if parameter.grad is not None])
+        mended = None if broken is None else self.world.norm(broken.double()) > 0
+        return apply_gradients(held, self.optimizers, max_norm, self.world), mended
 
     def state(self) -> list[dict[str, Any]]:
         """Return the states of the optimizers, of whole parameters, on rank 0; all call it."""
