@@ -382,6 +382,10 @@ class TestNoiseLevels:
             ({"samplings": {"one": {"times": [3]}}}, "times means nothing for network ddpmpp"),
             ({"method": DIFFUSION}, None),
             (
+                {"method": {**DIFFUSION, "log_variance": True}},
+                r"method\.log_variance is of EDM2's networks: set it false",
+            ),
+            (
                 {"method": DIFFUSION, "samplings": {"one": {"guidance": 1.5}}},
                 r"one\.guidance 1\.5: network ddpmpp has not learned to do without classes",
             ),

@@ -322,6 +322,11 @@ class RowConfig(Config):
             if (method.levels is not None) != of_levels:
                 what = "has to say" if of_levels else "means nothing where there are no"
                 raise ValueError(f"method.levels {what} noise levels: network {network.name}")
+            for key in ("normalize_weights", "log_variance"):
+                if getattr(method, key) and not isinstance(network, EDM2Config):
+                    raise ValueError(f"method.{key} is of EDM2's networks: set it false")
+            if method.log_variance and not getattr(network, "logvar_channels", 0):
+                raise ValueError("method.log_variance: give network.logvar_channels, e.g. 128")
             if of_levels and method.time_distribution != "uniform":
                 raise ValueError("method.time_distribution: method.levels says it; leave it out")
         if of_levels:

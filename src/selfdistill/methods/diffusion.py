@@ -3,6 +3,7 @@
     noise:     || eps_theta(x_t, t, y) - eps ||^2, t uniform    (DiT, arXiv:2212.09748v2, Eq. 1)
     velocity:  || v_theta(x_t, t, y) - (x0 - eps) ||^2          (SiT, arXiv:2401.08740)
     clean data: w(sigma) || D_theta(x, sigma, y) - x0 ||^2      (EDM, arXiv:2206.00364, Eq. 108)
+                that over e^u(sigma), plus u(sigma)             (EDM2, arXiv:2312.02696, Eq. 21)
 
 A DiT that has channels for its variance trains them by the variational bound, from a mean through
 which no gradient goes.
@@ -37,6 +38,8 @@ class Diffusion(LatentMethod):
         super().__init__(network)
         self.config = config
         self.average: Any = None
+        if config.log_variance:
+            self.network.logvar_linear.requires_grad_(True)
         if config.ema_decay is not None:
             self.average = copy.deepcopy(self.network).requires_grad_(False)
 
@@ -55,7 +58,11 @@ class Diffusion(LatentMethod):
         output: Tensor = self.network(self.see(x_t), t, labels, *told)
         prediction, target = self.only_prediction(output), self.process.target(x0, eps)
         weight = self.process.loss_weight(t)
-        losses = {"error": weight * squared_error(prediction, target)}
+        error = weight * squared_error(prediction, target)
+        if self.config.log_variance:
+            u = self.network.log_variance(t)
+            error = error / u.exp() + u
+        losses = {"error": error}
         if self.config.cosine:
             channels = 1 if self.trunk is None else -1
             cosine = one_minus_cosine(prediction, target, channels)
@@ -74,7 +81,9 @@ class Diffusion(LatentMethod):
         return self.process.draw_time(draws)
 
     def after_step(self, nimg: int, batch_size: int) -> None:
-        """Move the averaged copy towards the network, if there is one."""
+        """Bring EDM2's weights back to their norm, and move the averaged copy, if there is one."""
+        if self.config.normalize_weights:
+            self.network.normalize_weights()
         if self.config.ema_decay is not None:
             decay = warmed_up_decay(self.config.ema_decay, nimg // batch_size - 1)
             update_average(self.average, self.network, decay)

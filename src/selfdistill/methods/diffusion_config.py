@@ -34,6 +34,9 @@ class DiffusionConfig(Objective):
         cosine: Weight of 1 - cosine of prediction and target over channels, beside the squared
             error, as in LightningDiT and DSD.
         augment: EDM's augmentation of images, of which the network is told; None: there is none.
+        normalize_weights: Whether EDM2's weights are brought back to their norm after each step.
+        log_variance: Whether EDM2's network learns the log-variance of its error too, by which
+            errors of all noise levels weigh alike, whatever they are.
     """
 
     name: Literal["diffusion"]
@@ -43,3 +46,5 @@ class DiffusionConfig(Objective):
     levels: LevelsConfig | None = None
     cosine: Annotated[float, Field(ge=0)] = 0.0
     augment: AugmentConfig | None = None
+    normalize_weights: bool = False
+    log_variance: bool = False
