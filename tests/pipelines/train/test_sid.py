@@ -150,6 +150,29 @@ def test_sid2a_learns_from_the_teacher_and_starts_as_a_generator():
     assert {name.partition(".")[0] for name in trained} == {"network", "fake_score"}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("chosen", [NETWORK, EDM2], ids=["edm", "edm2"])
+def test_bf16_on_a_gpu_follows_the_cpus_float32(images, train_config, one_rank, tmp_path, chosen):
+    """Both turns of a U-Net under autocast, and twice the same bytes."""
+    network = NetworkConfig.model_validate({**chosen.model_dump(), "dropout": 0.0})
+    gpu = DistributedConfig(device="cuda", num_ranks=1)
+    config = train_config.model_copy(update={"precision": "bf16", "total_nimg": 80})
+    found = [
+        train_row(images, None, network, method_of(network), config, machine, tmp_path / name, {})
+        for name, machine in (("cpu", one_rank), ("gpu", gpu), ("again", gpu))
+    ]
+    expected, *others = (
+        [json.loads(line) for line in one.curves.read_text().splitlines()] for one in found
+    )
+    for name in ("fake_score/denoising", "fake_score/discrimination"):
+        values = [line[name] for line in expected]
+        for lines in others:
+            assert [line[name] for line in lines] == pytest.approx(values, rel=0.05)
+    for name in FILES:
+        assert (found[1].path / name).read_bytes() == (found[2].path / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("chosen", "strategy"),
     [
