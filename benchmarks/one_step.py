@@ -84,10 +84,37 @@ def measure(options: argparse.Namespace) -> None:
             least = min(trail, key=lambda one: one[1])
             line += [f"{reached:,}" if reached else "never", f"{least[1]:.3f} at {least[0]:,}"]
         lines.append(line)
-    page += ["## Images until SiD's best\n", "By the evaluations on the way.\n"]
+    page += ["## Images until SiD's best\n"]
+    page += ["By the evaluations on the way; those of SiD2A begin where SiD's best stands.\n"]
     heads = "SiD's best | at images | SiDA as good after | SiDA's best | SiD2A as good after"
     page += table(f"seed | {heads} | SiD2A's best", lines)
+    page += ["## What was asked for\n", *verdicts(options.seeds, found)]
     write(options.results, "one_step_cpu", {"about": about, "metrics": found}, "\n".join(page))
+
+
+def verdicts(seeds: list[int], found: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Return whether each generator knows the classes, is near its teacher, and was quick."""
+    lines = []
+    for line in ROWS:
+        held = []
+        for k in range(len(seeds)):
+            one, teacher = found[line][k], found["teacher"][k]
+            held.append((one["class_accuracy"], one["fd_tiny"] / teacher["fd_tiny"]))
+        accuracies, ratios = zip(*held, strict=True)
+        known, near = sum(value >= 0.8 for value in accuracies), sum(one <= 2 for one in ratios)
+        shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        lines.append([line, f"{known} of {len(seeds)}", f"{near} of {len(seeds)}: {shown}"])
+    heads = "class accuracy at least 0.8 | fd_tiny at most twice the teacher's, seeds and ratios"
+    page = table(f"generator | {heads}", lines)
+    shares = []
+    for of_sid, of_sida in zip(found["SiD"], found["SiDA"], strict=True):
+        nimg, best = min(of_sid["trail"], key=lambda one: one[1])
+        reached = first_below(of_sida["trail"], best)
+        shares.append(None if reached is None else reached / nimg)
+    quick = sum(share is not None and share <= 0.5 for share in shares)
+    shown = ", ".join("never" if share is None else f"{share:.2f}" for share in shares)
+    text = f"SiDA reached SiD's best in at most half of its images in {quick} of {len(seeds)} seeds"
+    return [*page, f"{text}: {shown} of them.\n"]
 
 
 def spread(values: list[float]) -> str:

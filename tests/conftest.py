@@ -218,6 +218,9 @@ class Rows:
             for name, row in rows.items():
                 changed[name] = {"samplings": dict.fromkeys(row["samplings"], _SAMPLING)}
                 changed[name] |= {"train": _TRAIN} if row.get("train") else {}
+                if row.get("method", {}).get("adversary"):
+                    stages = {"rests_nimg": 0, "joins_nimg": 32}
+                    changed[name] |= {"method": {"adversary": stages}}
             self.conf.change(f"tiny/parameters/{file}.yml", changed)
             names[file] = list(rows)
         return names

@@ -175,6 +175,21 @@ def test_a_lineage_stands_in_one_graph_and_one_table(conf, rows):
 
 
 @pytest.mark.slow
+def test_one_step_knows_the_digits_and_comes_near_its_teachers_many(conf, rows):
+    """Tiny's own length and seed; three seeds of all methods are in `benchmarks/one_step.py`."""
+    rows.run("edm_cifar10_cond", "sid_cifar10_cond_alpha_10")
+
+    def metrics(sampling):
+        file = conf.data / "08_reporting" / sampling / "metrics.json"
+        return json.loads(file.read_text())["metrics"]
+
+    teacher = metrics("edm_cifar10_cond/n18")
+    one_step = metrics("sid_cifar10_cond_alpha_10/one_step")
+    assert one_step["class_accuracy"] >= 0.8
+    assert one_step["fd_tiny"] <= 2 * teacher["fd_tiny"]
+
+
+@pytest.mark.slow
 def test_every_row_runs_in_tiny(rows):
     names = rows.shrink("dsd", "ssd", "sida")["sida"]
     rows.run("dsd_b", "issd_dsd_b_10", "dit_xl_256", *names)
