@@ -428,6 +428,14 @@ def test_ranks_do_not_wait_for_heads_that_no_term_trains(
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+def test_a_share_of_less_than_a_batch_is_refused(
+    images, features, network, method, train_config, one_rank, tmp_path
+):
+    config = train_config.model_copy(update={"data_share": 0.1})
+    with pytest.raises(ValueError, match=r"data_share 0\.1 of 40 images is less than a batch of 8"):
+        train_row(images, features, network, method, config, one_rank, tmp_path, {})
+
+
 def test_an_aligned_objective_without_features_is_refused(
     images, network, method, train_config, one_rank, tmp_path
 ):

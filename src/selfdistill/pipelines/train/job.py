@@ -85,7 +85,8 @@ def train_row(
         The finished checkpoint, in the scratch folder.
 
     Raises:
-        ValueError: If the features do not fit the network, or are absent and needed.
+        ValueError: If the features do not fit the network, or are absent and needed, or the share
+            of the images that is seen is less than a batch.
     """
     if features is None and teacher is None and method.root.needs_features:
         raise ValueError(
@@ -93,6 +94,11 @@ def train_row(
         )
     if features is not None:
         _check_features(features, network)
+    if train.data_share < 1 and train.data_share * len(images) < train.batch_size:
+        raise ValueError(
+            f"train.data_share {train.data_share} of {len(images):,} images is less than a batch "
+            f"of {train.batch_size}: raise it"
+        )
     configs = {
         "network": network.model_dump(mode="json"),
         "method": method.model_dump(mode="json"),
