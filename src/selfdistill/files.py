@@ -87,6 +87,11 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def origin_of(path: Path) -> Path:
+    """Return where it is noted where a downloaded file came from: {"url", "sha256"}."""
+    return path.with_name(f"{path.name}.origin.json")
+
+
 def read_arrays(path: Path) -> "dict[str, np.ndarray]":
     """Return all arrays of an npz file, in memory; arrays of Python objects are refused."""
     import numpy as np

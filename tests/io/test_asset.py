@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import random
 import socket
@@ -72,7 +73,9 @@ def test_an_absent_file_is_downloaded_once(server, tmp_path):
     assert weights.exists()
     assert path.read_bytes() == CONTENT
     assert server.requests == ["/weights.pth"]
-    assert list(path.parent.iterdir()) == [path]
+    origin = path.parent / "weights.pth.origin.json"
+    assert sorted(path.parent.iterdir()) == [path, origin]
+    assert json.loads(origin.read_text()) == {"url": f"{server.url}/weights.pth", "sha256": SHA256}
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask  # other users may read it

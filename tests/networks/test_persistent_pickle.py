@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from selfdistill.files import sha256_of
 from selfdistill.networks.edm import EDM
 from selfdistill.networks.edm2 import EDM2
 from selfdistill.networks.edm_config import DDPMppConfig, EDM2Config
@@ -121,11 +122,14 @@ def test_it_is_converted_once_and_anew_when_it_is_another_one(packages, tmp_path
     reconstruct, _ = packages
     network, file = nn.Linear(2, 3), tmp_path / "network.pkl"
     file.write_bytes(pickle.dumps({"ema": Persistent(reconstruct, network, bias=True)}))
+    source = {"url": "https://published.example/network.pkl", "sha256": sha256_of(file)}
+    (tmp_path / "network.pkl.origin.json").write_text(json.dumps(source))
     first = read_published(file).weights
     assert torch.equal(first["weight"], network.weight)
     about = json.loads((tmp_path / "network.pkl.json").read_text())
     assert about["class_name"] == "Linear"
     assert about["arguments"] == {"bias": True}
+    assert about["url"] == source["url"]
     made = (tmp_path / "network.pkl.safetensors").stat().st_mtime_ns
     read_published(file)
     assert (tmp_path / "network.pkl.safetensors").stat().st_mtime_ns == made
@@ -134,6 +138,8 @@ def test_it_is_converted_once_and_anew_when_it_is_another_one(packages, tmp_path
     file.unlink()
     file.write_bytes(pickle.dumps({"ema": Persistent(reconstruct, other), "more": 1}))
     assert torch.equal(read_published(file).weights["weight"], other.weight)
+    about = json.loads((tmp_path / "network.pkl.json").read_text())
+    assert (about["sha256"], about["url"]) == (sha256_of(file), None)
 
 
 class Malicious:

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from kedro.io import AbstractDataset, DatasetError
 
-from selfdistill.files import atomic_path, sha256_of, sha256_once
+from selfdistill.files import atomic_path, origin_of, sha256_of, sha256_once, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,8 @@ class AssetDataset(AbstractDataset[NoReturn, Path]):
     """A published file, such as official weights; loads as its path when its sha256 is right.
 
     A file that is there is checked and never replaced. A file that is absent is downloaded; it
-    appears under its name when it is whole and its sha256 is right.
+    appears under its name when it is whole and its sha256 is right, with a note beside it where it
+    came from, `<name>.origin.json`.
 
     Args:
         url: Where it is published, by http or https; None if it cannot be downloaded just so.
@@ -106,8 +107,10 @@ class AssetDataset(AbstractDataset[NoReturn, Path]):
             with atomic_path(self._filepath) as temporary:
                 fetch = HTTPDownloader(progressbar=True, chunk_size=_DOWNLOAD_CHUNK)
                 fetch(self._url, str(temporary), None)
-                if self._sha256 not in (None, found := sha256_of(temporary)):
+                found = sha256_of(temporary)
+                if self._sha256 not in (None, found):
                     raise ValueError(f"expected sha256 {self._sha256}, found {found}")
+            write_json(origin_of(self._filepath), {"url": self._url, "sha256": found})
         except (OSError, ValueError) as error:  # those of requests are OSErrors
             raise DatasetError(
                 f"{self._filepath}: could not be downloaded from {self._url}: {error}; fetch it by "

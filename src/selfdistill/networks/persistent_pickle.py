@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from selfdistill.files import atomic_path, sha256_once, write_json
+from selfdistill.files import atomic_path, origin_of, sha256_once, write_json
 from selfdistill.networks.weights import read_weights
 
 logger = logging.getLogger(__name__)
@@ -245,16 +245,17 @@ def read_published(path: Path) -> Published:
     if path.suffix != ".pkl":
         return Published(read_weights(path))
     converted, about = (path.with_name(path.name + end) for end in (".safetensors", ".json"))
-    known = _origin(about)
+    known = _known(about)
     if known.get("sha256") != sha256_once(path) or not (
         converted.is_file() and known.get("converted_sha256") == sha256_once(converted)
     ):
-        pickled = read_pickle(path)
+        pickled, origin = read_pickle(path), _known(origin_of(path))
         with atomic_path(converted) as temporary:
             save_file(pickled.weights, temporary)
         known = {
             "pickle": path.name,
             "sha256": sha256_once(path),
+            "url": origin.get("url") if origin.get("sha256") == sha256_once(path) else None,
             "converted_sha256": sha256_once(converted),
             "class_name": pickled.class_name,
             "arguments": pickled.arguments,
@@ -265,8 +266,8 @@ def read_published(path: Path) -> Published:
     return Published(read_weights(converted), known["class_name"], known["arguments"])
 
 
-def _origin(about: Path) -> dict[str, Any]:
-    """Return what is known of a converted pickle; nothing if there is no such file."""
+def _known(about: Path) -> dict[str, Any]:
+    """Return what a JSON file knows; nothing if there is no such file."""
     try:
         known = json.loads(about.read_text(encoding="utf-8"))
     except (OSError, ValueError):
