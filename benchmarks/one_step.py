@@ -7,7 +7,7 @@ SiDA distil it, and SiD2A goes on from SiD's best generator. Each row selects it
 fd_tiny on noise of its own; what is reported beside the teacher's many steps is measured on other
 noise. How many images SiDA needs for SiD's best stands there too. All that was measured is
 reported, also what did not come out. Students train half as long again as tiny's, at whose end one
-of two seeds was still falling. A seed takes three quarters of an hour of a core.
+of two seeds was still falling, and is yet. A seed takes three quarters of an hour of a core.
 """
 
 import argparse
@@ -88,8 +88,28 @@ def measure(options: argparse.Namespace) -> None:
     page += ["By the evaluations on the way; those of SiD2A begin where SiD's best stands.\n"]
     heads = "SiD's best | at images | SiDA as good after | SiDA's best | SiD2A as good after"
     page += table(f"seed | {heads} | SiD2A's best", lines)
+    page += remarks(options.seeds, found)
     page += ["## What was asked for\n", *verdicts(options.seeds, found)]
     write(options.results, "one_step_cpu", {"about": about, "metrics": found}, "\n".join(page))
+
+
+def remarks(seeds: list[int], found: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Return what the bests hide: SiD2A that is SiD's still, and trainings that were cut short."""
+    same, falling = [], []
+    for line in ROWS:
+        for seed, one in zip(seeds, found[line], strict=True):
+            values = [value for _, value in one["trail"]]
+            if line == "SiD2A" and min(values) == values[0]:
+                same.append(str(seed))
+            if min(values) == values[-1]:
+                falling.append(f"{line}, seed {seed}")
+    text = (
+        f"SiD2A's best is the generator that it starts as, which rests until then, in {len(same)}"
+    )
+    return [
+        f"{text} of {len(seeds)} seeds ({', '.join(same) or 'none'}).",
+        f"Best at their very end, so perhaps cut short: {'; '.join(falling) or 'none'}.\n",
+    ]
 
 
 def verdicts(seeds: list[int], found: dict[str, list[dict[str, Any]]]) -> list[str]:

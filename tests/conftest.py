@@ -219,7 +219,7 @@ class Rows:
                 changed[name] = {"samplings": dict.fromkeys(row["samplings"], _SAMPLING)}
                 changed[name] |= {"train": _TRAIN} if row.get("train") else {}
                 if row.get("method", {}).get("adversary"):
-                    stages = {"rests_nimg": 0, "joins_nimg": 32}
+                    stages = {"rests_nimg": 0, "joins_nimg": 0}  # the second step is SiDA's
                     changed[name] |= {"method": {"adversary": stages}}
             self.conf.change(f"tiny/parameters/{file}.yml", changed)
             names[file] = list(rows)

@@ -387,19 +387,16 @@ class TestNoiseLevels:
             ),
             (
                 {"method": DIFFUSION, "samplings": {"one": {"guidance": 1.5}}},
-                r"one\.guidance 1\.5: network ddpmpp has not learned to do without classes",
+                r"samplings\.one: network ddpmpp has not learned to do without classes",
             ),
-            (
-                {"method": UNDERSTOOD, "samplings": {"one": {"guidance": 1.5}}},
-                None,
-            ),
+            ({"method": UNDERSTOOD, "samplings": {"one": {"guidance": 1.5}}}, None),
             (
                 {
                     "method": UNDERSTOOD,
                     "samplings": {"one": {"guidance": 1.5}},
                     "network": {"conditional": False},
                 },
-                r"one\.guidance 1\.5: network ddpmpp knows no classes; set it 1",
+                r"samplings\.one\.guidance: network ddpmpp knows no classes; set it 1",
             ),
             ({"method": {**DIFFUSION, "levels": None}}, r"method\.levels has to say noise levels"),
             ({"method": {**DIFFUSION, "augment": {"probability": 0.12}}}, None),
@@ -473,9 +470,13 @@ class TestNoiseLevels:
     def test_a_training_goes_on_beyond_its_stages(self, row):
         adversary = {**self.ADVERSARY, "joins_nimg": 200_000}
         values = {**row["one_step"], "method": {**self.SID, "adversary": adversary}}
-        values["train"] = {**values["train"], "total_nimg": 200_000}
-        with pytest.raises(ValueError, match=r"total_nimg 200000 ends before the generator is"):
+        size = values["train"]["batch_size"]
+        enough = -(-200_001 // size) * size  # images at a step's begin
+        values["train"] = {**values["train"], "total_nimg": enough}
+        with pytest.raises(ValueError, match=f"total_nimg {enough} ends before the generator is"):
             RowConfig.model_validate(values)
+        values["train"]["total_nimg"] += 1
+        RowConfig.model_validate(values)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -499,18 +500,20 @@ class TestNoiseLevels:
         ),
         (
             "sida_dsd_b", {"teacher": "other_dsd_b"}, {},
-            "sida_dsd_b.start.teacher: issd_dsd_b_10 neither learned from other_dsd_b nor started",
+            "start.teacher: the latents of other_dsd_b are those of another ViT than issd_dsd_b_10",
         ),
         (
             "sida_dsd_b", {"teacher": None}, {"teacher_head": "clean"},
             "teacher_head clean: issd_dsd_b_10 was tuned by method ssd, which leaves that head",
         ),
         ("sida_dsd_b", {}, {"teacher_head": "clean"}, None),
+        ("sida_dsd_b", {"row": "dsd_b", "teacher": "issd_dsd_b_10"}, {}, None),
+        ("sid2a_edm2_s", {"teacher": "edm2_s_dino"}, {}, None),
         ("sida_dsd_b", {"teacher": None}, {}, None),
     ],
 )  # fmt: skip
-def test_who_is_learned_from_is_an_ancestor(base, name, start, method, message):
-    """DSD's latents are its own: a ViT of another training would teach in another language."""
+def test_who_is_learned_from_speaks_the_same_latents(base, name, start, method, message):
+    """DSD's are its own: a ViT of another training would teach in another language."""
     base["other_dsd_b"] = {**base["dsd_b"], "train": {**base["dsd_b"]["train"], "seed": 7}}
     base[name]["start"] |= start
     base[name]["method"] |= method
@@ -519,6 +522,21 @@ def test_who_is_learned_from_is_an_ancestor(base, name, start, method, message):
         return
     with pytest.raises(ValueError, match=re.escape(message)):
         ProjectConfig.from_parameters(base)
+
+
+def test_who_guides_has_learned_to_do_without_classes(base):
+    """EDM2-XS has not; the network without classes that guides it knows nothing else."""
+    guided = base["edm2_s_guided"]["samplings"]["n32"]
+    guided["guide"] = {"row": "edm2_xs"}
+    with pytest.raises(ValueError, match=r"n32\.guide: network edm2 has not learned to do without"):
+        ProjectConfig.from_parameters(base)
+    base["edm2_xs"]["method"] = {**base["edm2_xs"]["method"], "class_dropout": 0.1}
+    ProjectConfig.from_parameters(base)
+    base["adopted"] = {**base["edm2_xs"], "study": "s", "start": {"row": "edm2_xs"}}
+    base["adopted"]["method"] = {**base["edm2_xs"]["method"], "class_dropout": 0.0}
+    del base["adopted"]["paper"]
+    base["adopted"]["samplings"] = {"n32": {**guided, "guide": None}}  # learned by who came before
+    ProjectConfig.from_parameters(base)
 
 
 SELECTION = {

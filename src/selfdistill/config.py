@@ -13,7 +13,9 @@ from selfdistill.metrics.config import (
     CompareConfig,
     EvaluationConfig,
 )
+from selfdistill.networks.config import NetworkConfig
 from selfdistill.networks.dsd_vit_config import DSDViTConfig
+from selfdistill.networks.edm_config import DenoiserConfig
 from selfdistill.networks.teacher_config import TeacherConfig
 from selfdistill.networks.text_unet_config import TextUNetConfig
 from selfdistill.networks.vae_config import VAEConfig
@@ -239,6 +241,8 @@ class ProjectConfig(Config):
         points = row.sweep.points if row.sweep else {}
         for sampling, one in {**row.samplings, **points}.items():
             if one.guide is None:
+                if one.guidance != 1:
+                    self._check_unconditional(name, f"{name}.samplings.{sampling}", row.network)
                 continue
             key = f"{name}.samplings.{sampling}.guide"
             if one.guide.row is not None and (
@@ -254,6 +258,32 @@ class ProjectConfig(Config):
                 raise ValueError(
                     f"{key} is a {guide.root.name} of other latents or noise than the row's network"
                 )
+            if getattr(guide.root, "conditional", False):
+                self._check_unconditional(one.guide.row, key, guide)
+
+    def _check_unconditional(self, name: str | None, key: str, network: NetworkConfig) -> None:
+        """Refuse to ask a network of noise levels without class that never was so in training.
+
+        EDM's were not, and answer something.
+
+        Args:
+            name: Its row; None: it is published weights, of which a row would say it.
+            key: What asks it.
+            network: Its architecture.
+        """
+        if not isinstance(network.root, DenoiserConfig):
+            return
+        if not network.root.conditional:
+            raise ValueError(
+                f"{key}.guidance: network {network.root.name} knows no classes; set it 1"
+            )
+        rows = [] if name is None else [name, *self._before(name)]
+        if not any(getattr(self.rows[one].method.root, "class_dropout", 0) for one in rows):
+            raise ValueError(
+                f"{key}: network {network.root.name} has not learned to do without classes "
+                "(method.class_dropout is 0, also where published weights are as they are): let a "
+                "network without classes guide, or set guidance to 1"
+            )
 
     def _check_start(self, name: str, row: RowConfig) -> None:
         """Refuse a start, or a teacher, that is of another network."""
@@ -290,21 +320,34 @@ class ProjectConfig(Config):
         self._check_lineage(name, row)
 
     def _check_lineage(self, name: str, row: RowConfig) -> None:
-        """Refuse a teacher that the start has nothing of, or whose head nobody knows."""
+        """Refuse a DSD teacher of other latents, or whose clean head was left behind."""
         assert row.start is not None
         start, teacher = row.start.row, row.start.teacher
-        if start is not None and teacher is not None and teacher not in self._before(start):
+        of_dsd = isinstance(row.network.root, DSDViTConfig)
+        if of_dsd and start and teacher and self._vit_of(start) != self._vit_of(teacher):
             raise ValueError(
-                f"{name}.start.teacher: {start} neither learned from {teacher} nor started as it"
+                f"{name}.start.teacher: the latents of {teacher} are those of another ViT than "
+                f"{start} has"
             )
         taught_by = teacher or start
         if getattr(row.method.root, "teacher_head", None) != "clean" or taught_by is None:
             return
-        if (tuned := self.rows[taught_by].method.root.name) != "dsd":
+        one = self.rows[taught_by]
+        while one.train is None and one.start is not None and one.start.row is not None:
+            taught_by = one.start.row
+            one = self.rows[taught_by]
+        if one.train is not None and one.method.root.name != "dsd":
             raise ValueError(
-                f"{name}.method.teacher_head clean: {taught_by} was tuned by method {tuned}, which "
-                "leaves that head behind; take velocity, or the row before as start.teacher"
+                f"{name}.method.teacher_head clean: {taught_by} was tuned by method "
+                f"{one.method.root.name}, which leaves that head behind; take velocity, or the row "
+                "before as start.teacher"
             )
+
+    def _vit_of(self, name: str) -> str:
+        """Return the row, or the published weights, that a row has its DSD ViT from."""
+        owner = self.owner_of_network(name)
+        start = self.rows[owner].start
+        return owner if start is None or start.weights is None else f"weights.{start.weights}"
 
     def _before(self, name: str) -> set[str]:
         """Return the rows that a row descends from."""

@@ -329,8 +329,6 @@ class RowConfig(Config):
                 raise ValueError("method.log_variance: give network.logvar_channels, e.g. 128")
             if of_levels and method.time_distribution != "uniform":
                 raise ValueError("method.time_distribution: method.levels says it; leave it out")
-        if of_levels:
-            self._check_guidance()
         if of_levels and getattr(self.train, "compile", False):
             raise ValueError(
                 f"train.compile: blocks of network {network.name} differ too much for one graph "
@@ -338,22 +336,6 @@ class RowConfig(Config):
             )
         if of_levels and getattr(getattr(method, "target", None), "site", "output") != "output":
             raise ValueError("method.target.site: of EDM's networks the output alone is mixed")
-
-    def _check_guidance(self) -> None:
-        """Refuse to guide a network by itself where it has not learned to do without classes."""
-        network, method = self.network.root, self.method.root
-        points = self.sweep.points if self.sweep else {}
-        for name, sampling in {**self.samplings, **points}.items():
-            if sampling.guidance == 1 or sampling.guide is not None:
-                continue
-            key = f"samplings.{name}.guidance {sampling.guidance}"
-            if not getattr(network, "conditional", True):
-                raise ValueError(f"{key}: network {network.name} knows no classes; set it 1")
-            if not getattr(method, "class_dropout", 0):
-                raise ValueError(
-                    f"{key}: network {network.name} has not learned to do without classes "
-                    "(method.class_dropout is 0): name who guides, `guide`, or set it 1"
-                )
 
     def _check_sid(self, method: SiDConfig) -> None:
         """Refuse networks that cannot be distilled so, and samplings in more than the one step."""
@@ -371,12 +353,13 @@ class RowConfig(Config):
                 f"method.data_deviation: say it of the data of network {network.name}: of latents "
                 "that are scaled as DiT's, or normalised as DSD's, about 1"
             )
-        adversary = method.adversary
-        if adversary and self.train and self.train.total_nimg <= adversary.joins_nimg:
-            raise ValueError(
-                f"train.total_nimg {self.train.total_nimg} ends before the generator is judged: "
-                f"method.adversary.joins_nimg is {adversary.joins_nimg}"
-            )
+        if method.adversary is not None and self.train is not None:
+            joins, size = method.adversary.joins_nimg, self.train.batch_size
+            if (-(-self.train.total_nimg // size) - 1) * size <= joins:  # at the last step's begin
+                raise ValueError(
+                    f"train.total_nimg {self.train.total_nimg} ends before the generator is "
+                    f"judged: method.adversary.joins_nimg is {joins}"
+                )
         if method.teacher_head == "clean" and not isinstance(network, DSDViTConfig):
             raise ValueError(f"method.teacher_head clean: network {network.name} has no such head")
         if method.adversary is not None:

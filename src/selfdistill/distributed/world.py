@@ -26,6 +26,7 @@ OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 _REPORT = "TORCHELASTIC_ERROR_FILE"  # where torch elastic waits for a rank's exception
 # With a rank that neither answers nor hangs up; it may be writing 50 GB to a slow disk.
 _PATIENCE = timedelta(minutes=30)
+_MEETING = timedelta(minutes=10)  # with a host that does not come
 
 
 class LostRankError(ConnectionError):
@@ -261,7 +262,7 @@ def _meet(job: Job | None, file: Path | None) -> tuple[Job, Any, int, int]:
     if os.environ.get(OWN_STORE) != "1":
         raise ValueError(f"set {OWN_STORE}=1 for torchrun (docs/distribution.md)")
     with _naming_lost_ranks():
-        meeting = dist.rendezvous("env://", rank, size, timeout=_PATIENCE)  # type: ignore[attr-defined]
+        meeting = dist.rendezvous("env://", rank, size, timeout=_MEETING)  # type: ignore[attr-defined]
         store, rank, size = next(meeting)
         if job is not None and int(os.environ["LOCAL_RANK"]) == 0:
             if store.add("num_jobs", 1) > 1:

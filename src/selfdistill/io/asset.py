@@ -110,7 +110,7 @@ class AssetDataset(AbstractDataset[NoReturn, Path]):
                 found = sha256_of(temporary)
                 if self._sha256 not in (None, found):
                     raise ValueError(f"expected sha256 {self._sha256}, found {found}")
-            write_json(origin_of(self._filepath), {"url": self._url, "sha256": found})
+                write_json(origin_of(self._filepath), {"url": self._url, "sha256": found})
         except (OSError, ValueError) as error:  # those of requests are OSErrors
             raise DatasetError(
                 f"{self._filepath}: could not be downloaded from {self._url}: {error}; fetch it by "

@@ -50,8 +50,8 @@ class Method(nn.Module, ABC):
             gradients: What this rank holds of them.
 
         Returns:
-            How many elements were not finite, (); None: they are left as they are, and such a step
-            is skipped.
+            How many of the elements were not finite, (), int64; None: they are left as they are,
+            and such a step is skipped.
         """
         return None
 

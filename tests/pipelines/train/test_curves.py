@@ -50,15 +50,17 @@ def test_gradients_of_turns_stand_apart_and_mended_ones_are_counted(tmp_path):
     means = means_of({"a/x": [1.0], "b/y": [2.0]}, [1.0, 3.0, 1.0, 5.0])
     means.add("grad_norm_a", torch.tensor([1.0, 1.0]))
     means.add("grad_norm_b", torch.tensor([3.0, 5.0]))
-    means.add("mended", torch.tensor([False, True, True, False]))
+    means.add("mended_a", torch.tensor([0.0, 0.25]))
+    means.add("mended_b", torch.tensor([0.0, 0.0]))
     assert Curves(tmp_path, 0, HERE).write(8, means, 0.1, {}) == pytest.approx(3.0)
     line = json.loads((tmp_path / "curves.jsonl").read_text())
     assert line == {
         "nimg": 8, "loss": 3.0, "a/x": 1.0, "b/y": 2.0, "lr": 0.1, "grad_norm": 2.5,
-        "grad_norm_a": 1.0, "grad_norm_b": 4.0, "skipped_steps": 0, "mended_steps": 2,
+        "grad_norm_a": 1.0, "grad_norm_b": 4.0, "skipped_steps": 0, "mended_a": 0.125,
+        "mended_b": 0.0,
     }  # fmt: skip
-    means.add("mended", torch.tensor(True))
-    with pytest.raises(FloatingPointError, match="3 of 5 gradients had to be mended up to 16"):
+    means.add("mended_a", torch.ones(2))
+    with pytest.raises(FloatingPointError, match=r"0\.56 of a's gradients was not finite up to 16"):
         Curves(tmp_path, 0, HERE).write(16, means, 0.1, {})
 
 

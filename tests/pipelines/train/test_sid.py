@@ -137,6 +137,27 @@ def test_turns_may_have_optimizers_of_their_own(run, tmp_path, train_config):
         run(tmp_path / "d", optimizers={"generator": own})
 
 
+@pytest.mark.parametrize("broken", [1, None])
+def test_gradients_that_are_not_finite_are_mended_and_counted(run, tmp_path, monkeypatch, broken):
+    """A few are mended, and the training goes on; a whole turn's end it."""
+    original = SiD.fake_score_loss
+
+    def breaking(self, batch):
+        for parameter in list(self.fake_score.parameters())[:broken]:
+            parameter.register_hook(lambda gradient: gradient * torch.nan)
+        return original(self, batch)
+
+    monkeypatch.setattr(SiD, "fake_score_loss", breaking)
+    if broken is None:
+        with pytest.raises(FloatingPointError, match="1 of fake_score's gradients was not finite"):
+            run(tmp_path)
+        return
+    lines = [json.loads(line) for line in run(tmp_path).curves.read_text().splitlines()]
+    assert all(0 < line["mended_fake_score"] < 0.01 for line in lines)
+    assert all(line.get("mended_network", 0) == 0 for line in lines)
+    assert all(line["skipped_steps"] == 0 for line in lines)
+
+
 def test_sid2a_learns_from_the_teacher_and_starts_as_a_generator():
     teacher, generator = (build_network(NETWORK) for _ in range(2))
     method = method_around(generator, SIDA, {}, teacher)
@@ -154,23 +175,27 @@ def test_sid2a_learns_from_the_teacher_and_starts_as_a_generator():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("chosen", [NETWORK, EDM2], ids=["edm", "edm2"])
 def test_bf16_on_a_gpu_follows_the_cpus_float32(images, train_config, one_rank, tmp_path, chosen):
-    """Both turns of a U-Net under autocast, and twice the same bytes."""
+    """Both turns of a U-Net under autocast; twice the same bytes, and others than float32's."""
     network = NetworkConfig.model_validate({**chosen.model_dump(), "dropout": 0.0})
     gpu = DistributedConfig(device="cuda", num_ranks=1)
-    config = train_config.model_copy(update={"precision": "bf16", "total_nimg": 80})
-    found = [
-        train_row(images, None, network, method_of(network), config, machine, tmp_path / name, {})
-        for name, machine in (("cpu", one_rank), ("gpu", gpu), ("again", gpu))
-    ]
-    expected, *others = (
-        [json.loads(line) for line in one.curves.read_text().splitlines()] for one in found
+    found = {}
+    for name, machine, precision in (
+        ("cpu", one_rank, "fp32"), ("gpu", gpu, "fp32"), ("bf16", gpu, "bf16"),
+        ("again", gpu, "bf16"),
+    ):  # fmt: skip
+        config = train_config.model_copy(update={"precision": precision, "total_nimg": 80})
+        arguments = (network, method_of(network), config, machine, tmp_path / name, {})
+        found[name] = train_row(images, None, *arguments)
+    cpu, bf16 = (
+        [json.loads(line) for line in found[name].curves.read_text().splitlines()]
+        for name in ("cpu", "bf16")
     )
-    for name in ("fake_score/denoising", "fake_score/discrimination"):
-        values = [line[name] for line in expected]
-        for lines in others:
-            assert [line[name] for line in lines] == pytest.approx(values, rel=0.05)
-    for name in FILES:
-        assert (found[1].path / name).read_bytes() == (found[2].path / name).read_bytes()
+    for expected, line in zip(cpu, bf16, strict=True):
+        for name in (name for name in expected if "/" in name):
+            assert line[name] == pytest.approx(expected[name], rel=0.05), name
+    made = {name: (one.path / FILES[0]).read_bytes() for name, one in found.items()}
+    assert made["bf16"] == made["again"]
+    assert made["bf16"] != made["gpu"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from selfdistill.metrics.rank import collapse_warning
 logger = logging.getLogger(__name__)
 
 CURVES = "curves.jsonl"
-GRAD_NORM, MENDED = "grad_norm", "mended"  # of steps; all else is of images
+GRAD_NORM, MENDED = "grad_norm", "mended"  # of updates; all else is of images
 _PATIENCE = 10  # lines with the inequality of Eq. 5 violated, before a user is warned
 _REMEDY = (
     "the last saved state is kept for another run of the same row. Lower the learning rate or the "
@@ -85,8 +85,8 @@ class Curves:
 
         Args:
             nimg: Images seen.
-            means: Loss terms since the last line; and, of each step, on rank 0, the gradient's norm
-                and whether it was mended.
+            means: Loss terms since the last line; and, of each update, on rank 0, the gradient's
+                norm and the share of it that was mended.
             lr: The last step's learning rate.
             diagnostics: What the method says of itself; may be empty.
             selection: By metric, what the best state is selected by; empty or None: not this time.
@@ -95,17 +95,20 @@ class Curves:
             The mean loss.
 
         Raises:
-            FloatingPointError: If more than half of the steps were skipped or mended, or a term
-                was never finite; on every rank.
+            FloatingPointError: If more than half of the steps were skipped, or of a turn's
+                gradients mended, or a term was never finite; on every rank.
         """
         totals = {name: value.tolist() for name, value in means.over_ranks(self.world).items()}
-        mended = totals.pop(MENDED, None)
         skipped = self._count_skipped(nimg, totals)
         values = {name: total / count for name, (total, count, _) in totals.items()}
-        norms = {name: values.pop(name) for name in totals if name.startswith(GRAD_NORM)}
+        norms, shares = (
+            {name: values.pop(name) for name in totals if name.startswith(kind)}
+            for kind in (GRAD_NORM, MENDED)
+        )
+        self._check_mended(nimg, shares)
         loss = sum(values.values())
-        line = {"nimg": nimg, "loss": loss, **values, "lr": lr, **norms, "skipped_steps": skipped}
-        line |= {} if mended is None else {"mended_steps": self._count_mended(nimg, mended)}
+        line = {"nimg": nimg, "loss": loss, **values, "lr": lr, **norms}
+        line |= {"skipped_steps": skipped, **shares}
         line |= {"diagnostics": dict(diagnostics)} if diagnostics else {}
         line |= {"selection": dict(selection)} if selection else {}
         self._recent.append(line)
@@ -126,7 +129,7 @@ class Curves:
         faults = [
             f"{name} is not finite for {total - count:,.0f} of {total:,.0f} images"
             for name, (_, count, total) in totals.items()
-            if not name.startswith(GRAD_NORM) and count < total
+            if not name.startswith((GRAD_NORM, MENDED)) and count < total
         ] or ["a gradient is not finite, though all loss terms are"]
         count = f"{skipped} of {steps:.0f} steps were skipped up to {nimg:,} images"
         text = f"{'; '.join(faults)}: {count}"
@@ -135,15 +138,15 @@ class Curves:
         logger.warning(text)
         return skipped
 
-    def _count_mended(self, nimg: int, totals: list[float]) -> int:
-        """Return how many updates were of a mended gradient; refuse to go on if most were."""
-        mended, _, updates = totals
-        text = f"{mended:.0f} of {updates:.0f} gradients had to be mended up to {nimg:,} images"
-        if 2 * mended > updates:
-            raise FloatingPointError(f"{text}; {_REMEDY}")
-        if mended:
-            logger.warning(text)
-        return round(mended)
+    def _check_mended(self, nimg: int, shares: Mapping[str, float]) -> None:
+        """Warn of gradients that had to be mended; refuse to go on if it was most of a turn's."""
+        for name, share in shares.items():
+            if share:
+                turn = name.removeprefix(f"{MENDED}_")
+                text = f"{share:.2g} of {turn}'s gradients was not finite up to {nimg:,} images"
+                if share > 0.5:
+                    raise FloatingPointError(f"{text}; {_REMEDY}")
+                logger.warning("%s, and was mended", text)
 
     def _write_speed(self, nimg: int) -> None:
         now, (then, before) = time.perf_counter(), self._then

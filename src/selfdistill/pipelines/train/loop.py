@@ -77,11 +77,11 @@ class State:
     def take_up_gradient(
         self, name: str, norm: Tensor, mended: Tensor | None, world: World
     ) -> None:
-        """Add norm and mending of a turn's gradient, which all ranks know alike, to the means.
+        """Add norm and mended share of a turn's gradient, which all ranks know, to the means.
 
         Where turns alternate, each norm has a mean of its own beside the common one.
         """
-        found = {GRAD_NORM: norm} | ({} if mended is None else {MENDED: mended})
+        found = {GRAD_NORM: norm} | ({} if mended is None else {f"{MENDED}_{name}": mended})
         if len(self.updates) > 1:
             found[f"{GRAD_NORM}_{name}"] = norm
         for key, value in found.items():

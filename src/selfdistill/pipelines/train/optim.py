@@ -115,14 +115,17 @@ class Updates:
             mend: Changes gradients in place, first, and says how many elements were not finite.
 
         Returns:
-            The norm, (), and whether something was mended on any rank, (); None: nothing mends.
+            The norm, (), and the share of the elements that were mended, (); None: nothing mends.
         """
         for part in self.parts:
             part.take_gradient()
         held = [part.held for part in self.parts]
-        broken = mend([parameter.grad for parameter in held if parameter.grad is not None])
-        mended = None if broken is None else self.world.norm(broken.double()) > 0
-        return apply_gradients(held, self.optimizers, max_norm, self.world), mended
+        gradients = [parameter.grad for parameter in held if parameter.grad is not None]
+        share, broken = None, mend(gradients)
+        if broken is not None:
+            count = torch.full_like(broken, sum(gradient.numel() for gradient in gradients))
+            share = torch.div(*self.world.sum(torch.stack((broken, count))))
+        return apply_gradients(held, self.optimizers, max_norm, self.world), share
 
     def state(self) -> list[dict[str, Any]]:
         """Return the states of the optimizers, of whole parameters, on rank 0; all call it."""
