@@ -40,9 +40,11 @@ def test_every_row_and_dataset_has_a_file_and_the_root_has_the_tables(texts, bas
         for name in (*family.rows, *family.datasets):
             assert folder / name / "dvc.yaml" in texts
     reports = {"report_dsd", "report_sida", "report_ssd", "report_collapse_study"}
-    reports |= {f"report_{name}" for name in base.config.figures}
-    assert reports <= stages_of(texts, "dvc.yaml").keys()
+    figures = base.config.figures
+    assert reports | {f"report_{name}" for name in figures} <= stages_of(texts, "dvc.yaml").keys()
+    reports |= {f"report_{name}" for name, one in figures.items() if {*one.rows} <= {*tiny.rows}}
     assert reports == stages_of(texts, "pipelines.dvc/tiny/dvc.yaml").keys()
+    assert "report_one_step_cifar10_small" not in reports  # of a study that has no row in tiny
     assert tiny.datasets == ["digits_32", "digits_8", "digits_8_centred"]
     assert "collapse_cifar10_naive" in base.rows
     assert "collapse_cifar10_naive" not in tiny.rows

@@ -77,10 +77,10 @@ def train(
         distributed,
         scratch,
         {name: file for name, file in weights.items() if name in method.root.frozen_weights},
-        None if teacher is None else TeacherConfig.model_validate(as_written(teacher)),
-        start,
-        taught_by,
-        chosen,
+        teacher=None if teacher is None else TeacherConfig.model_validate(as_written(teacher)),
+        start=start,
+        taught_by=taught_by,
+        selection=chosen,
     )
 
 
