@@ -47,6 +47,11 @@ def rows_of(seed: int, folder: Path) -> Study:
     return study
 
 
+def best_of(trail: list[tuple[int, float]]) -> tuple[int, float]:
+    """Return images seen and value of the best evaluation of a trail."""
+    return min(trail, key=lambda one: one[1])
+
+
 def first_below(trail: list[tuple[int, float]], value: float) -> int | None:
     """Return the images after which a trail is at a value or below; None: it never is."""
     return next((nimg for nimg, found in trail if found <= value), None)
@@ -76,13 +81,12 @@ def measure(options: argparse.Namespace) -> None:
         page += table(f"{metric} | mean | by seed", lines)
     lines = []
     for k in range(len(options.seeds)):
-        best = min(found["SiD"][k]["trail"], key=lambda one: one[1])
-        line = [options.seeds[k], f"{best[1]:.3f}", f"{best[0]:,}"]
+        nimg, best = best_of(found["SiD"][k]["trail"])
+        line = [options.seeds[k], f"{best:.3f}", f"{nimg:,}"]
         for name in ("SiDA", "SiD2A"):
             trail = found[name][k]["trail"]
-            reached = first_below(trail, best[1])
-            least = min(trail, key=lambda one: one[1])
-            line += [f"{reached:,}" if reached else "never", f"{least[1]:.3f} at {least[0]:,}"]
+            reached, (at, least) = first_below(trail, best), best_of(trail)
+            line += [f"{reached:,}" if reached else "never", f"{least:.3f} at {at:,}"]
         lines.append(line)
     page += ["## Images until SiD's best\n"]
     page += ["By the evaluations on the way; those of SiD2A begin where SiD's best stands.\n"]
@@ -116,19 +120,17 @@ def verdicts(seeds: list[int], found: dict[str, list[dict[str, Any]]]) -> list[s
     """Return whether each generator knows the classes, is near its teacher, and was quick."""
     lines = []
     for line in ROWS:
-        held = []
-        for k in range(len(seeds)):
-            one, teacher = found[line][k], found["teacher"][k]
-            held.append((one["class_accuracy"], one["fd_tiny"] / teacher["fd_tiny"]))
-        accuracies, ratios = zip(*held, strict=True)
-        known, near = sum(value >= 0.8 for value in accuracies), sum(one <= 2 for one in ratios)
+        pairs = zip(found[line], found["teacher"], strict=True)
+        ratios = [one["fd_tiny"] / teacher["fd_tiny"] for one, teacher in pairs]
+        known = sum(one["class_accuracy"] >= 0.8 for one in found[line])
+        near = sum(ratio <= 2 for ratio in ratios)
         shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
         lines.append([line, f"{known} of {len(seeds)}", f"{near} of {len(seeds)}: {shown}"])
     heads = "class accuracy at least 0.8 | fd_tiny at most twice the teacher's, seeds and ratios"
     page = table(f"generator | {heads}", lines)
     shares = []
     for of_sid, of_sida in zip(found["SiD"], found["SiDA"], strict=True):
-        nimg, best = min(of_sid["trail"], key=lambda one: one[1])
+        nimg, best = best_of(of_sid["trail"])
         reached = first_below(of_sida["trail"], best)
         shares.append(None if reached is None else reached / nimg)
     quick = sum(share is not None and share <= 0.5 for share in shares)

@@ -277,7 +277,7 @@ class ProjectConfig(Config):
             raise ValueError(
                 f"{key}.guidance: network {network.root.name} knows no classes; set it 1"
             )
-        rows = [] if name is None else [name, *self._before(name)]
+        rows = set() if name is None else self._family_of(name)
         if not any(getattr(self.rows[one].method.root, "class_dropout", 0) for one in rows):
             raise ValueError(
                 f"{key}: network {network.root.name} has not learned to do without classes "
@@ -332,15 +332,12 @@ class ProjectConfig(Config):
         taught_by = teacher or start
         if getattr(row.method.root, "teacher_head", None) != "clean" or taught_by is None:
             return
-        one = self.rows[taught_by]
-        while one.train is None and one.start is not None and one.start.row is not None:
-            taught_by = one.start.row
-            one = self.rows[taught_by]
-        if one.train is not None and one.method.root.name != "dsd":
+        trained = (one for one in self._line_of(taught_by) if self.rows[one].train is not None)
+        last = next(trained, None)
+        if last is not None and (method := self.rows[last].method.root.name) != "dsd":
             raise ValueError(
-                f"{name}.method.teacher_head clean: {taught_by} was tuned by method "
-                f"{one.method.root.name}, which leaves that head behind; take velocity, or the row "
-                "before as start.teacher"
+                f"{name}.method.teacher_head clean: {last} was tuned by method {method}, which "
+                "leaves that head behind; take velocity, or the row before as start.teacher"
             )
 
     def _vit_of(self, name: str) -> str:
@@ -349,23 +346,29 @@ class ProjectConfig(Config):
         start = self.rows[owner].start
         return owner if start is None or start.weights is None else f"weights.{start.weights}"
 
-    def _before(self, name: str) -> set[str]:
-        """Return the rows that a row descends from."""
-        found: set[str] = set()
+    def _family_of(self, name: str) -> set[str]:
+        """Return a row and all that it descends from, as what it starts as and learns from."""
+        found: set[str] = {name}
         waiting = [name]
         while waiting:
             start = self.rows[waiting.pop()].start
-            new = {start.row, start.teacher} - {None, *found} if start else set()
-            found |= {one for one in new if one in self.rows}
-            waiting += [one for one in new if one in self.rows]
+            asked = (start.row, start.teacher) if start else ()
+            new = {one for one in asked if one in self.rows} - found
+            found |= new
+            waiting += new
         return found
+
+    def _line_of(self, name: str) -> Iterator[str]:
+        """Yield a row, the row that it starts as, and so on."""
+        yield name
+        start = self.rows[name].start
+        if start is not None and start.row is not None:
+            yield from self._line_of(start.row)
 
     def owner_of_network(self, name: str) -> str:
         """Return the row whose parameters say what the network of a row is."""
-        start = self.rows[name].start
-        while start is not None and start.row is not None:
-            name, start = start.row, self.rows[start.row].start
-        return name
+        *_, owner = self._line_of(name)
+        return owner
 
     def planned_rows(self) -> dict[str, RowConfig]:
         """Return the rows that `plan.rows` names, by themselves or by their study.

@@ -316,15 +316,17 @@ class RowConfig(Config):
         """Refuse what only networks of noise levels know, and what they do not."""
         network, method = self.network.root, self.method.root
         of_levels = isinstance(network, DenoiserConfig)
+        of_edm2 = isinstance(network, EDM2Config)
+        if getattr(method, "normalize_weights", False) and not of_edm2:
+            raise ValueError("method.normalize_weights is of EDM2's networks: set it false")
         if isinstance(method, SiDConfig):
             self._check_sid(method)
         if isinstance(method, DiffusionConfig):
             if (method.levels is not None) != of_levels:
                 what = "has to say" if of_levels else "means nothing where there are no"
                 raise ValueError(f"method.levels {what} noise levels: network {network.name}")
-            for key in ("normalize_weights", "log_variance"):
-                if getattr(method, key) and not isinstance(network, EDM2Config):
-                    raise ValueError(f"method.{key} is of EDM2's networks: set it false")
+            if method.log_variance and not of_edm2:
+                raise ValueError("method.log_variance is of EDM2's networks: set it false")
             if method.log_variance and not getattr(network, "logvar_channels", 0):
                 raise ValueError("method.log_variance: give network.logvar_channels, e.g. 128")
             if of_levels and method.time_distribution != "uniform":
@@ -341,8 +343,6 @@ class RowConfig(Config):
         """Refuse networks that cannot be distilled so, and samplings in more than the one step."""
         network = self.network.root
         of_levels = isinstance(network, DenoiserConfig)
-        if method.normalize_weights and not isinstance(network, EDM2Config):
-            raise ValueError("method.normalize_weights is of EDM2's networks: set it false")
         if of_levels and method.data_deviation is not None:
             raise ValueError(
                 f"method.data_deviation {method.data_deviation}: network {network.name} takes "

@@ -31,6 +31,14 @@ def _alive(pid: int) -> bool:
         return False
 
 
+def _command_of(pid: int) -> str:
+    """Return the command line of a process; empty for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def _descendants(pid: int) -> list[int]:
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
@@ -155,8 +163,7 @@ def kill_worker() -> Callable[[int], None]:
 
     def kill(pid: int) -> None:
         def workers() -> list[int]:
-            files = [(each, Path(f"/proc/{each}/cmdline")) for each in _descendants(pid)]
-            return [each for each, file in files if _alive(each) and "spawn_m" in file.read_text()]
+            return [each for each in _descendants(pid) if "spawn_m" in _command_of(each)]
 
         os.kill(wait_until(workers)[-1], signal.SIGKILL)
 

@@ -41,7 +41,7 @@ class LatentMethod(Method):
         self.trunk: Any = None if head is None else network.requires_grad_(False)
         self.process: Process = PROCESSES[asked.process]
         self.guide: Any = None
-        unused: Any = getattr(asked, "logvar_linear", None)  # EDM2's; SiD alone trains it
+        unused: Any = getattr(asked, "logvar_linear", None)  # EDM2's; who trains it says so
         if unused is not None:
             unused.requires_grad_(False)
 
