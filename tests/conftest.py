@@ -25,8 +25,9 @@ from selfdistill.pipelines.train.config import TrainConfig
 PROJECT = Path(__file__).parents[1]
 NUM_IMAGES, NUM_CLASSES = 40, 5
 
-# Several test processes beside each other would otherwise fight for the cores.
+# Several test processes and what they start would otherwise fight for the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
 
 

@@ -16,7 +16,7 @@ from selfdistill.pipelines.train.job import train_row
 
 def settings():
     return {
-        "algorithms": torch.are_deterministic_algorithms_enabled(),
+        "algorithms": torch.get_deterministic_debug_mode(),
         "fill": torch.utils.deterministic.fill_uninitialized_memory,
         "benchmark": torch.backends.cudnn.benchmark,
         "precision": torch.get_float32_matmul_precision(),
@@ -27,9 +27,11 @@ def settings():
 @pytest.fixture
 def others():
     """Settings of whoever calls, unlike ours."""
+    torch.set_deterministic_debug_mode("warn")
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("medium")
     yield
+    torch.set_deterministic_debug_mode("default")
     torch.backends.cudnn.benchmark = False
     torch.set_float32_matmul_precision("highest")
 
@@ -47,7 +49,7 @@ def test_everything_is_set_within_and_as_before_afterwards(others):
     assert settings() == before
     found.pop("random")
     assert found == {
-        "algorithms": True, "fill": False, "benchmark": False, "precision": "highest"
+        "algorithms": 2, "fill": False, "benchmark": False, "precision": "highest"
     }  # fmt: skip
 
 
@@ -64,13 +66,14 @@ def test_a_rank_in_this_process_is_set_and_leaves_nothing_behind(
 
     monkeypatch.setattr(DSD, "after_step", look)
     train_row(images, features, network, method, train_config, one_rank, tmp_path, {})
-    assert found == [True] * 12
+    assert found == [2] * 12
     assert settings() == before
 
 
 def test_nothing_else_sets_what_makes_bits_repeat_or_draws_from_a_global_generator(project):
     words = re.compile(
-        r"use_deterministic_algorithms|set_float32_matmul_precision|cudnn\.\w+ =|allow_tf32"
+        r"use_deterministic_algorithms|set_deterministic_debug_mode|set_float32_matmul_precision"
+        r"|cudnn\.\w+ =|allow_tf32"
         r"|CUBLAS_WORKSPACE|np\.random\.(seed|rand|normal|shuffle|permutation)|^import random"
         r"|random\.(random|shuffle|choice)\(",
         re.MULTILINE,

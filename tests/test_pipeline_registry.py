@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from kedro.config import OmegaConfigLoader
@@ -174,6 +175,26 @@ def test_the_registry_imports_nothing_heavy():
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_stage_imports_timm_or_a_compiler_before_it_needs_them():
+    """They take longer to import than all the rest; only teachers and optimizers ask for them."""
+    program = """
+        import sys
+        from selfdistill.determinism import deterministic
+        from selfdistill.metrics import extractors
+        from selfdistill.networks import dinov2, dinov3
+        from selfdistill.pipelines.evaluate import collect
+        from selfdistill.pipelines.features import encode
+        from selfdistill.pipelines.sample import generate
+        from selfdistill.pipelines.train import job
+        with deterministic("cpu"):
+            print([m for m in ("timm", "torchvision", "torch._inductor") if m in sys.modules])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
 

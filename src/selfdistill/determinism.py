@@ -25,14 +25,13 @@ def deterministic(device: str) -> Iterator[None]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     memory = torch.utils.deterministic
     before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.get_deterministic_debug_mode(),
         memory.fill_uninitialized_memory,  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark,
         torch.get_float32_matmul_precision(),
         torch.get_rng_state(),
     )
-    torch.use_deterministic_algorithms(True)
+    _set_algorithms(2, device)
     # Nobody reads memory that was not written; filling it would cost bandwidth.
     memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
@@ -41,9 +40,19 @@ def deterministic(device: str) -> Iterator[None]:
     try:
         yield
     finally:
-        enabled, warn_only, fill, benchmark, precision, state = before
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        mode, fill, benchmark, precision, state = before
+        _set_algorithms(mode, device)
         memory.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = benchmark
         torch.set_float32_matmul_precision(precision)
         torch.set_rng_state(state)
+
+
+def _set_algorithms(mode: int, device: str) -> None:
+    """Say what to do where an algorithm is not deterministic: 0 take it, 1 and warn, 2 fail.
+
+    On CUDA layers may be compiled, and the compiler is told too; importing it takes seconds.
+    """
+    torch.set_deterministic_debug_mode(mode)
+    if device == "cuda":
+        torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from PIL import Image
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,6 +31,8 @@ class Dinov2(nn.Module):
 
     def __init__(self, vit: nn.Module) -> None:
         super().__init__()
+        from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
         self.vit: Any = vit
         mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
         self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
@@ -74,6 +74,8 @@ def load_dinov2(path: Path, architecture: str = ARCHITECTURE, **sizes: int) -> D
         FileNotFoundError: If there is no such file.
         ValueError: If the file is corrupt, holds more than tensors, or not this network's.
     """
+    import timm  # seconds: not for evaluations by other networks
+
     weights = read_weights(path)
     weights.pop("mask_token", None)  # for training
     if "pos_embed" in weights:

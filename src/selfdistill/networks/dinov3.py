@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,6 +32,8 @@ class Teacher(nn.Module):
 
     def __init__(self, config: TeacherConfig, resolution: int) -> None:
         super().__init__()
+        from timm.data.config import resolve_model_data_config  # seconds: not for every run
+
         self.side = config.resolution or resolution
         self.vit: Any = _create(config, self.side)
         expects = resolve_model_data_config(self.vit)
@@ -83,6 +83,8 @@ def weights_file(config: TeacherConfig) -> Path | None:
 
 def _create(config: TeacherConfig, side: int) -> nn.Module:
     """Build the ViT for images of `side` pixels, with its weights."""
+    import timm
+
     arguments = {"img_size": side, "num_classes": 0, **config.overrides}
     if config.weights == "pretrained":
         try:
@@ -103,6 +105,8 @@ def _create(config: TeacherConfig, side: int) -> nn.Module:
 
 def _from_file(config: TeacherConfig, arguments: dict[str, Any]) -> nn.Module:
     """Build the ViT with the weights of a file; position tables are fitted to the image by timm."""
+    import timm
+
     file = weights_file(config)
     assert file is not None
     published = timm.get_pretrained_cfg(config.architecture)

@@ -1,10 +1,10 @@
 """Teacher tokens of images: in float16, or in eight bits."""
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import timm
 from torch import Tensor
 
 from selfdistill.data.encoding import Encoding, encode_share, encoding_job
@@ -45,7 +45,7 @@ def features_job(images: Shards, config: TeacherConfig, distributed: Distributed
             "weights_sha256": teacher.digest(),
         },
         "source": Code([__name__]).fingerprint(),
-        "timm": timm.__version__,
+        "timm": version("timm"),
     }
     spec = {"teacher": config.model_dump(mode="json")}
     return encoding_job(run, "features", images, encoding, spec, about, distributed)

@@ -4,11 +4,11 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 
 from selfdistill.data.loader import Loader
@@ -271,7 +271,7 @@ def _identity(config: TeacherConfig, images: Shards) -> dict[str, Any]:
     return {
         **said,
         "weights_sha256": Teacher(config, images.shape[0]).digest(),
-        "timm": timm.__version__,
+        "timm": version("timm"),
     }
 
 
