@@ -53,6 +53,19 @@ def test_everything_is_set_within_and_as_before_afterwards(others):
     }  # fmt: skip
 
 
+def test_the_compiler_is_told_on_cuda_and_forgets_it_afterwards(monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    found = []
+    with deterministic("cpu"):
+        with deterministic("cuda"):
+            found.append(config.deterministic)
+        found.append(torch.get_deterministic_debug_mode())
+    assert found == [True, 2]
+    assert not config.deterministic
+
+
 def test_a_rank_in_this_process_is_set_and_leaves_nothing_behind(
     images, features, network, method, train_config, one_rank, tmp_path, monkeypatch
 ):

@@ -180,7 +180,7 @@ def test_the_registry_imports_nothing_heavy():
 
 
 def test_no_stage_imports_timm_or_a_compiler_before_it_needs_them():
-    """They take longer to import than all the rest; only teachers and optimizers ask for them."""
+    """They take as long to import as all the rest; only teachers and optimizers ask for them."""
     program = """
         import sys
         from selfdistill.determinism import deterministic

@@ -277,7 +277,7 @@ class ProjectConfig(Config):
             raise ValueError(
                 f"{key}.guidance: network {network.root.name} knows no classes; set it 1"
             )
-        rows = set() if name is None else self._family_of(name)
+        rows = set() if name is None else self._lineage_of(name)
         if not any(getattr(self.rows[one].method.root, "class_dropout", 0) for one in rows):
             raise ValueError(
                 f"{key}: network {network.root.name} has not learned to do without classes "
@@ -332,7 +332,7 @@ class ProjectConfig(Config):
         taught_by = teacher or start
         if getattr(row.method.root, "teacher_head", None) != "clean" or taught_by is None:
             return
-        trained = (one for one in self._line_of(taught_by) if self.rows[one].train is not None)
+        trained = (one for one in self._ancestry_of(taught_by) if self.rows[one].train is not None)
         last = next(trained, None)
         if last is not None and (method := self.rows[last].method.root.name) != "dsd":
             raise ValueError(
@@ -346,28 +346,28 @@ class ProjectConfig(Config):
         start = self.rows[owner].start
         return owner if start is None or start.weights is None else f"weights.{start.weights}"
 
-    def _family_of(self, name: str) -> set[str]:
-        """Return a row and all that it descends from, as what it starts as and learns from."""
+    def _lineage_of(self, name: str) -> set[str]:
+        """Return a row and all rows that it descends from, by start or by teacher."""
         found: set[str] = {name}
         waiting = [name]
         while waiting:
             start = self.rows[waiting.pop()].start
-            asked = (start.row, start.teacher) if start else ()
-            new = {one for one in asked if one in self.rows} - found
+            parents = (start.row, start.teacher) if start else ()
+            new = {one for one in parents if one in self.rows} - found
             found |= new
             waiting += new
         return found
 
-    def _line_of(self, name: str) -> Iterator[str]:
+    def _ancestry_of(self, name: str) -> Iterator[str]:
         """Yield a row, the row that it starts as, and so on."""
         yield name
         start = self.rows[name].start
         if start is not None and start.row is not None:
-            yield from self._line_of(start.row)
+            yield from self._ancestry_of(start.row)
 
     def owner_of_network(self, name: str) -> str:
         """Return the row whose parameters say what the network of a row is."""
-        *_, owner = self._line_of(name)
+        *_, owner = self._ancestry_of(name)
         return owner
 
     def planned_rows(self) -> dict[str, RowConfig]:

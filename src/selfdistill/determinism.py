@@ -5,6 +5,7 @@ seed decides; Python's and NumPy's global generators are used nowhere.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -51,8 +52,9 @@ def deterministic(device: str) -> Iterator[None]:
 def _set_algorithms(mode: int, device: str) -> None:
     """Say what to do where an algorithm is not deterministic: 0 take it, 1 and warn, 2 fail.
 
-    On CUDA layers may be compiled, and the compiler is told too; importing it takes seconds.
+    The compiler is told too where it is loaded, or may be: on CUDA. Its import takes seconds.
     """
-    torch.set_deterministic_debug_mode(mode)
-    if device == "cuda":
+    if device == "cuda" or "torch._inductor" in sys.modules:
         torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
+    else:
+        torch.set_deterministic_debug_mode(mode)

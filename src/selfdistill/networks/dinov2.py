@@ -2,7 +2,7 @@
 
 FD-DINOv2 is defined by Stein et al., 2023, arXiv:2306.04675v2, whose code took the network from
 Meta's torch.hub. The transformer is timm's; what the two do differently at 224 pixels is done as
-Meta does it.
+Meta does it. timm is imported where the network is built: it takes seconds.
 """
 
 import math
@@ -74,7 +74,7 @@ def load_dinov2(path: Path, architecture: str = ARCHITECTURE, **sizes: int) -> D
         FileNotFoundError: If there is no such file.
         ValueError: If the file is corrupt, holds more than tensors, or not this network's.
     """
-    import timm  # seconds: not for evaluations by other networks
+    import timm
 
     weights = read_weights(path)
     weights.pop("mask_token", None)  # for training

@@ -1,4 +1,7 @@
-"""Frozen teachers from timm: DINOv3 (arXiv:2508.10104) and any other ViT with patch tokens."""
+"""Frozen teachers from timm: DINOv3 (arXiv:2508.10104) and any other ViT with patch tokens.
+
+timm is imported where a teacher is built: it takes seconds, which most runs need not wait.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,7 @@ class Teacher(nn.Module):
 
     def __init__(self, config: TeacherConfig, resolution: int) -> None:
         super().__init__()
-        from timm.data.config import resolve_model_data_config  # seconds: not for every run
+        from timm.data.config import resolve_model_data_config
 
         self.side = config.resolution or resolution
         self.vit: Any = _create(config, self.side)

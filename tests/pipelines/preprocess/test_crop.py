@@ -271,8 +271,9 @@ def test_killed_run_leaves_no_process_and_goes_on_with_the_same_bytes(tmp_path):
     )
     parent = subprocess.Popen([sys.executable, str(program)])
     deadline = time.monotonic() + 180
-    while not list(scratch.glob("*/shard-*.arrow")) and time.monotonic() < deadline:
+    while not list(scratch.glob("*/shard-*.arrow")):
         assert parent.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.005)
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
     parent.send_signal(signal.SIGKILL)
