@@ -13,13 +13,15 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import timm  # noqa: F401  # and torch, once for all runs
+
 from selfdistill.data.config import PreprocessConfig
 from selfdistill.data.shards import Shards
 from selfdistill.distributed_config import DistributedConfig
 from selfdistill.io.raw_images import RawImagesDataset
 from selfdistill.io.shards import PlaceDataset, ScratchDataset, ShardsDataset
 from selfdistill.networks.teacher_config import TeacherConfig
-from selfdistill.pipelines.features import encode  # noqa: F401  # torch, once for all runs
+from selfdistill.pipelines.features import encode  # noqa: F401  # as timm
 from selfdistill.pipelines.features.nodes import cache_features, repair_features
 from selfdistill.pipelines.preprocess.nodes import crop_images, crop_images_share, repair_images
 
