@@ -1,5 +1,6 @@
 """Shared fixtures: a minute dataset and a minute row, real in every part but size."""
 
+import itertools
 import json
 import os
 import shutil
@@ -259,6 +260,25 @@ class Rows:
             side = 32 if written[row]["data"] == "digits_32" else 8
             assert images.dtype == np.uint8
             assert images.shape == (2, side, side, 3)
+
+    def figures(self, rows: list[str]) -> list[str]:
+        """Return the figures of tiny that show nothing but these rows."""
+        found = []
+        for name in self._written("tiny", "figures")["figures"]:
+            figure = self._written("base", "figures")["figures"][name]
+            shown = list(itertools.chain(*figure["lines"].values()))
+            shown += figure.get("levels", {}).values()
+            if {sampling.split(".")[0] for sampling in shown} <= {*rows}:
+                found.append(name)
+        return found
+
+    def check_figures(self, figures: list[str]) -> None:
+        """No point of these figures is empty."""
+        for figure in figures:
+            report = self.conf.data / "08_reporting" / figure / "summary.json"
+            found = json.loads(report.read_text())
+            points = [*itertools.chain(*found["lines"].values()), *found["levels"].values()]
+            assert all(point["value"] is not None for point in points), figure
 
     def _written(self, env: str, file: str) -> dict[str, Any]:
         place = self.conf.path / env / "parameters" / f"{file}.yml"

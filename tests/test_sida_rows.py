@@ -190,7 +190,10 @@ def test_one_step_knows_the_digits_and_comes_near_its_teachers_many(conf, rows):
 
 
 @pytest.mark.slow
-def test_every_row_runs_in_tiny(rows):
+def test_every_row_and_figure_runs_in_tiny(rows):
     names = rows.shrink("dsd", "ssd", "sida")["sida"]
-    rows.run("dsd_b", "issd_dsd_b_10", "dit_xl_256", *names)
+    figures = rows.figures(names)
+    assert {*figures} == {"alpha_cifar10_uncond", "data_share_edm2_xs"}
+    rows.run("dsd_b", "issd_dsd_b_10", "dit_xl_256", *names, *figures)
     rows.check("sida", names)
+    rows.check_figures(figures)

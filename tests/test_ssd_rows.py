@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from selfdistill.data.shards import Shards
@@ -96,12 +95,10 @@ def test_a_release_of_dit_has_the_published_keys(conf, rows, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_row_runs_in_tiny(conf, rows):
+def test_every_row_and_figure_runs_in_tiny(rows):
     names = rows.shrink("dsd", "ssd")["ssd"]
-    figures = yaml.safe_load((conf.path / "tiny/parameters/figures.yml").read_text())["figures"]
+    figures = rows.figures(names)
+    assert {"few_steps_dit", "few_steps_dsd", "dynamics_dit", "one_step_dit"} < {*figures}
     rows.run("dsd_b", *names, *figures)
     rows.check("ssd", names)
-    for figure in figures:
-        found = json.loads((conf.data / f"08_reporting/{figure}/summary.json").read_text())
-        points = [point for line in found["lines"].values() for point in line]
-        assert all(point["value"] is not None for point in [*points, *found["levels"].values()])
+    rows.check_figures(figures)
